@@ -1,0 +1,74 @@
+"""Every error that mgm-lora raises on purpose: its own type and a builtin at once.
+
+A message says what was asked, what was found and what to do. `exit_code` is what the command line ends with:
+2 for bad input, 3 for a proof or gate that did not hold, 4 for the machine (disk, permissions).
+It knows nothing of who raises what.
+"""
+
+
+class MgmLoraError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code = 2
+
+
+class SettingsError(MgmLoraError, ValueError):
+    """`params.yaml` holds unknown or wrong entries; the message names all of them."""
+
+
+class UnknownStageError(MgmLoraError, LookupError):
+    """A stage was asked for that `dvc.yaml` doesn't have."""
+
+
+class DataError(MgmLoraError, ValueError):
+    """The data set can't be read or is not in LLaVA's form."""
+
+
+class PictureError(DataError):
+    """A picture is missing, broken, or no picture at all."""
+
+
+class CheckpointError(MgmLoraError, ValueError):
+    """A checkpoint's files, keys or shapes are not what its configuration says."""
+
+
+class NoMatchingModuleError(MgmLoraError, LookupError):
+    """An application point matches no module of the model."""
+
+
+class ArtifactError(MgmLoraError, FileNotFoundError):
+    """A stage's artifact is missing, of another kind, or not whole."""
+
+
+class BaseChangedError(MgmLoraError, ValueError):
+    """An adapter meets a base model other than the one that it was trained on."""
+
+    exit_code = 3
+
+
+class ValidationFailedError(MgmLoraError, ValueError):
+    """The data set failed a check that stops the run (leakage, too many rejects)."""
+
+    exit_code = 3
+
+
+class TrainingError(MgmLoraError, RuntimeError):
+    """The training can't go on: the trainable set or the loss is not what was asked."""
+
+    exit_code = 3
+
+
+class MergeProofError(MgmLoraError, ArithmeticError):
+    """The merged model is not the adapted model within the stated bound, or not different from the base."""
+
+    exit_code = 3
+
+
+class RegistryError(MgmLoraError, LookupError):
+    """A registered version can't be found, read or written."""
+
+
+class StorageError(MgmLoraError, OSError):
+    """The output can't be written: no space, no permission."""
+
+    exit_code = 4

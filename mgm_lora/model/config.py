@@ -1,0 +1,108 @@
+"""The hyper-parameters of an MGM: two towers, patch-info-mining, a projector and a language model of any family.
+
+`text_config` is a configuration of transformers' own (Gemma for MGM-2B); whatever `AutoModelForCausalLM` builds from it takes the language
+model's place. It knows no weights and no names of weights.
+"""
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+
+from mgm_lora.errors import CheckpointError
+
+CLIP_L_14_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+
+class ConvNextConfig(PreTrainedConfig):
+    """The auxiliary tower: four stages, each half the resolution of the one before."""
+
+    model_type = "mgm_convnext"
+
+    depths: list[int] | None = None
+    dims: list[int] | None = None
+    layer_norm_eps: float = 1e-6
+    layer_scale_init_value: float = 1e-6
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """ConvNeXt-L where nothing is given."""
+        self.depths = list(self.depths or (3, 3, 27, 3))
+        self.dims = list(self.dims or (192, 384, 768, 1536))
+        super().__post_init__(**kwargs)
+
+
+class MGMConfig(PreTrainedConfig):
+    """An MGM; the defaults are those of the published family at `image_grid` 1."""
+
+    model_type = "mgm"
+    sub_configs = {"text_config": AutoConfig, "vision_config": CLIPVisionConfig, "aux_config": ConvNextConfig}  # noqa: RUF012
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
+    aux_config: dict[str, Any] | ConvNextConfig | None = None
+    image_size_aux: int = 768
+    image_aspect_ratio: Literal["pad", "square"] = "pad"
+    image_grid: int = 1
+    image_global: bool = False
+    select_layer: int = -2
+    max_length: int = 2048
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Builds the three parts' configurations from mappings and checks that they fit each other."""
+        self.text_config = _text_config(self.text_config)
+        self.vision_config = _part(self.vision_config or CLIP_L_14_336, CLIPVisionConfig)
+        self.aux_config = _part(self.aux_config, ConvNextConfig)
+        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+        _check_fit(self)
+
+    @property
+    def num_patches_side(self) -> int:
+        """Patches of the picture along one side, in CLIP's view."""
+        return int(self.vision_config.image_size) // int(self.vision_config.patch_size)
+
+    @property
+    def num_picture_tokens(self) -> int:
+        """Tokens that a picture takes in the language model's sequence."""
+        return self.num_patches_side**2
+
+    @property
+    def num_used_vision_layers(self) -> int:
+        """CLIP layers whose output is used: features come from `hidden_states[select_layer]`, the first of which is the embedding."""
+        return int(self.vision_config.num_hidden_layers) + 1 + self.select_layer
+
+
+def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    entries = dict(value or {"model_type": "gemma"})
+    return AutoConfig.for_model(entries.pop("model_type"), **entries)
+
+
+def _part(value: Any, kind: type[PreTrainedConfig]) -> Any:
+    return value if isinstance(value, kind) else kind(**(value or {}))
+
+
+def _check_fit(config: MGMConfig) -> None:
+    problems = []
+    if config.image_grid != 1 or config.image_global:
+        problems.append(
+            f"image_grid {config.image_grid}, image_global {config.image_global}: only one view of a picture is built so far"
+        )
+    if config.image_size_aux % (4 * config.num_patches_side):
+        problems.append(
+            f"image_size_aux {config.image_size_aux} must be a multiple of 4 x {config.num_patches_side} patches,"
+            " so that every patch has its own square of the high-resolution features"
+        )
+    if not 0 < config.num_used_vision_layers <= config.vision_config.num_hidden_layers:
+        problems.append(f"select_layer {config.select_layer} is not among CLIP's {config.vision_config.num_hidden_layers} layers")
+    if problems:
+        raise CheckpointError("the model's configuration does not fit together:\n  - " + "\n  - ".join(problems))

@@ -1,0 +1,114 @@
+"""Turns conversations and pictures into what the model takes, and its tokens into text.
+
+Belongs to a checkpoint: sizes come from its `config.json`, the tokenizer from its files. It doesn't batch and knows no data set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from PIL.Image import Image
+from transformers import AutoTokenizer
+
+from mgm_lora.errors import CheckpointError
+from mgm_lora.model.checkpoint import read_config, resolve_checkpoint
+from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.pictures import Pixels, picture_pixels
+from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
+from mgm_lora.model.template import PICTURE_MARKER, Piece, conversation_pieces, question_pieces
+
+END_OF_TURN = "<end_of_turn>"
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A conversation as ids, -200 for a picture, and what is learned of it, -100 for nothing."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class MGMProcessor:
+    """Tokenizer, template and picture sizes of one checkpoint."""
+
+    def __init__(self, tokenizer: Any, *, config: MGMConfig) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:
+        """Of a folder or hub id; raises CheckpointError where it has no tokenizer or one without the template's tokens."""
+        folder = resolve_checkpoint(name, revision=revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"'{folder}' holds no tokenizer that can be read: {error}") from error
+        needed = ("<start_of_turn>", END_OF_TURN)
+        missing = [token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+        if missing:
+            raise CheckpointError(f"the tokenizer of '{folder}' lacks {missing}, which Gemma's template needs")
+        return cls(tokenizer, config=read_config(folder))
+
+    @property
+    def num_picture_tokens(self) -> int:
+        """Tokens that a picture takes in the sequence."""
+        return self.config.num_picture_tokens
+
+    @property
+    def pad_token_id(self) -> int:
+        """What short rows are filled with."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return [int(self.tokenizer.convert_tokens_to_ids(END_OF_TURN)), int(self.tokenizer.eos_token_id)]
+
+    def encode_sample(self, turns: Sequence[tuple[str, str]]) -> EncodedText:
+        """A whole conversation; learned are the answers with their `<end_of_turn>`, newline and `<eos>`."""
+        return self._encode(conversation_pieces(turns))
+
+    def encode_prompt(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """A conversation that ends with a question, up to where the answer begins."""
+        return self._encode(question_pieces(turns)).input_ids
+
+    def num_tokens(self, encoded: EncodedText) -> int:
+        """Length in the sequence, picture tokens included."""
+        num_pictures = encoded.input_ids.count(PICTURE_TOKEN)
+        return len(encoded.input_ids) + num_pictures * (self.num_picture_tokens - 1)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """An answer's text, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    def pixels(self, picture: Image) -> Pixels:
+        """Both views of an RGB picture."""
+        return picture_pixels(
+            picture,
+            image_size=self.config.vision_config.image_size,
+            image_size_aux=self.config.image_size_aux,
+            aspect_ratio=self.config.image_aspect_ratio,
+        )
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the tokenizer's files."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _encode(self, pieces: Sequence[Piece]) -> EncodedText:
+        text = "".join(piece.text for piece in pieces)
+        learned = [piece.learned for piece in pieces for _ in piece.text]
+        input_ids, labels = [int(self.tokenizer.bos_token_id)], [IGNORE_INDEX]
+        start = 0
+        for number, chunk in enumerate(text.split(PICTURE_MARKER)):
+            if number:
+                input_ids.append(PICTURE_TOKEN)
+                labels.append(IGNORE_INDEX)
+                start += len(PICTURE_MARKER)
+            encoded = self.tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
+            for token_id, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                input_ids.append(token_id)
+                # A token that begins before the answer does is part of the prompt.
+                labels.append(token_id if learned[start + begin] else IGNORE_INDEX)
+            start += len(chunk)
+        return EncodedText(input_ids=input_ids, labels=labels)

