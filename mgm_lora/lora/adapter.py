@@ -1,0 +1,85 @@
+"""The trained adapter on disk: PEFT's own files, and the points that were trained in full beside them.
+
+Both belong together: the published code saved the latter apart and never read them again. It doesn't know how the adapter was trained.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mgm_lora.artifacts import read_manifest
+from mgm_lora.errors import ArtifactError, BaseChangedError
+from mgm_lora.lora.injection import ADAPTER_NAME
+from mgm_lora.model.checkpoint import check_keys
+from mgm_lora.model.mgm import MGMForConditionalGeneration
+
+KIND = "TrainedAdapter"
+CONFIG_NAME = "adapter_config.json"
+FULL_PARTS_NAME = "full_parts.safetensors"
+
+
+def save_adapter(model: nn.Module, *, folder: Path) -> None:
+    """Writes the LoRA tensors as PEFT does, and every other trained parameter to `full_parts.safetensors`."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is
+    full_parts = _full_parts(model)
+    if full_parts:
+        save_file({name: value.detach().contiguous() for name, value in full_parts.items()}, folder / FULL_PARTS_NAME)
+
+
+def load_adapter(model: MGMForConditionalGeneration, *, folder: Path, base_digest: str) -> nn.Module:
+    """The model with the adapter on it, frozen, in eval mode; the given model is changed.
+
+    Raises:
+        ArtifactError: there is no whole adapter.
+        BaseChangedError: it was trained on another base.
+    """
+    manifest = read_manifest(folder, kind=KIND)
+    if manifest.base.get("digest") != base_digest:
+        raise BaseChangedError(
+            f"the adapter '{folder}' was trained on the base '{manifest.base.get('model')}' with digest"
+            f" {str(manifest.base.get('digest'))[:12]}, found a base with digest {base_digest[:12]}:"
+            " use the base it was trained on, or train again on this one"
+        )
+    full_parts = load_file(folder / FULL_PARTS_NAME) if (folder / FULL_PARTS_NAME).is_file() else {}
+    _load_full_parts_(model, full_parts)
+    if not (folder / CONFIG_NAME).is_file():
+        if not full_parts:
+            raise ArtifactError(f"'{folder}' holds neither {CONFIG_NAME} nor {FULL_PARTS_NAME}: train again")
+        return model.eval()
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME).eval()
+
+
+def merge_adapter_(model: nn.Module) -> MGMForConditionalGeneration:
+    """In place: folds every update (alpha/r) B A into its weight; the plain model, with nothing of PEFT left."""
+    merged = model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+    if not isinstance(merged, MGMForConditionalGeneration):
+        raise ArtifactError(f"asked to merge an adapted MGM, found {type(merged).__name__}")
+    return merged
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model that is not wrapped."""
+    return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
+
+
+def _full_parts(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name
+    }
+
+
+def _load_full_parts_(model: MGMForConditionalGeneration, full_parts: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    expected = {name: tuple(parameters[name].shape) for name in full_parts if name in parameters}
+    check_keys({name: tuple(value.shape) for name, value in full_parts.items()}, expected, where=FULL_PARTS_NAME)
+    with torch.no_grad():
+        for name, value in full_parts.items():
+            parameters[name].data = value

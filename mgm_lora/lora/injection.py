@@ -1,0 +1,142 @@
+"""Makes a model trainable in exactly what the settings say: LoRA at the points (PEFT), or parts in full.
+
+Every other parameter is frozen. What is trained is kept in float32, whatever the base's precision, since Adam's small steps vanish in bfloat16.
+It knows names, not optimizers or data.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import set_seed
+
+from mgm_lora.errors import TrainingError
+from mgm_lora.lora.points import ResolvedPoint, resolve_points
+from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.settings import FullSettings, LoraSettings
+
+ADAPTER_NAME = "default"
+_PARTS = {
+    "language_model": r"language_model\..*",
+    "vision_tower": r"vision_tower\.(embeddings|pre_layrnorm|encoder\.layers\.{used_vision_layers})\..*",
+    "vision_tower_aux": r"vision_tower_aux\..*",
+    "projector": r"mm_projector\..*",
+    # Offset and bias on the keys' side move all scores of a query alike: the softmax drops them, so they can't learn.
+    "mining": r"vlm_uni_(query|val)_projector\..*|vlm_uni_aux_projector\.(0|1)\.weight",
+}
+
+
+@dataclass(frozen=True)
+class TrainableGroup:
+    """Parameters with one learning rate."""
+
+    name: str
+    learning_rate: float
+    parameter_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainableModel:
+    """A model ready for training and what is trained in it."""
+
+    model: nn.Module
+    groups: tuple[TrainableGroup, ...]
+    points: tuple[ResolvedPoint, ...]
+
+    @property
+    def num_trainable(self) -> int:
+        """Parameters that are trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, seed: int) -> TrainableModel:
+    """In place: freezes the base and puts LoRA (or full training) at the points.
+
+    Raises:
+        NoMatchingModuleError: a point names no module.
+        TrainingError: PEFT adapted other modules than those resolved.
+    """
+    points = resolve_points(model, points=lora.points())
+    model.requires_grad_(False)
+    low_rank = [point for point in points if point.settings.mode == "lora"]
+    set_seed(seed)  # before the adapters are built, not when the trainer starts
+    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path)) if low_rank else model
+    _set_dropouts_(wrapped, low_rank)
+    _check_adapted(wrapped, low_rank)
+    groups = [_trainable_group_(wrapped, point, default=lora.learning_rate) for point in points]
+    return TrainableModel(model=wrapped, groups=tuple(groups), points=tuple(points))
+
+
+def thaw_parts_(model: MGMForConditionalGeneration, *, full: FullSettings, seed: int) -> TrainableModel:
+    """In place: freezes the model but for the named parts, which are trained in full."""
+    set_seed(seed)
+    model.requires_grad_(False)
+    used_layers = "(" + "|".join(str(i) for i in range(model.config.num_used_vision_layers)) + ")"
+    groups = []
+    for part in full.parts:
+        pattern = _PARTS[part].replace("{used_vision_layers}", used_layers)
+        names = [name for name, _ in model.named_parameters() if re.fullmatch(pattern, name)]
+        _thaw_(model, names)
+        groups.append(TrainableGroup(name=part, learning_rate=full.learning_rate, parameter_names=tuple(names)))
+    return TrainableModel(model=model, groups=tuple(groups), points=())
+
+
+def lora_config(points: Sequence[ResolvedPoint], *, base_name: str) -> LoraConfig:
+    """PEFT's configuration of the points: one full-path pattern, with rank and alpha per point."""
+    return LoraConfig(
+        r=points[0].settings.rank,
+        lora_alpha=points[0].settings.alpha,
+        target_modules="|".join(point.pattern for point in points),
+        rank_pattern={point.pattern: point.settings.rank for point in points},
+        alpha_pattern={point.pattern: _effective_alpha(point) for point in points},
+        base_model_name_or_path=base_name,
+    )
+
+
+def _effective_alpha(point: ResolvedPoint) -> float:
+    # rsLoRA scales by alpha/sqrt(r) instead of alpha/r; PEFT's own switch is for all modules at once.
+    settings = point.settings
+    return settings.alpha * settings.rank**0.5 if settings.method == "rslora" else settings.alpha
+
+
+def _set_dropouts_(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
+    """In place: PEFT has one dropout for all modules; here each point has its own."""
+    for point in points:
+        for name in point.module_names:
+            if point.settings.dropout:
+                module = model.get_submodule(f"base_model.model.{name}")
+                module.lora_dropout[ADAPTER_NAME] = nn.Dropout(point.settings.dropout)  # type: ignore[index,operator,union-attr]
+
+
+def _check_adapted(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
+    wanted = {name for point in points for name in point.module_names}
+    adapted = set(model.targeted_module_names) if isinstance(model, PeftModel) else set()
+    if adapted != wanted:
+        raise TrainingError(
+            f"PEFT adapted {len(adapted)} modules, resolved were {len(wanted)};"
+            f" not adapted: {sorted(wanted - adapted)[:5]}; not asked for: {sorted(adapted - wanted)[:5]}"
+        )
+
+
+def _trainable_group_(model: nn.Module, point: ResolvedPoint, *, default: float) -> TrainableGroup:
+    """In place: thaws a point that is trained in full; the parameters of the point."""
+    prefix = "base_model.model." if isinstance(model, PeftModel) else ""
+    starts = tuple(f"{prefix}{name}." for name in point.module_names)
+    names = [name for name, _ in model.named_parameters() if name.startswith(starts)]
+    if point.settings.mode == "lora":
+        names = [name for name in names if ".lora_" in name]
+    else:
+        names = [name for name in names if not name.endswith("vlm_uni_aux_projector.1.bias")]  # see _PARTS
+    _thaw_(model, names)
+    rate = default if point.settings.learning_rate is None else point.settings.learning_rate
+    return TrainableGroup(name=point.name, learning_rate=rate, parameter_names=tuple(names))
+
+
+def _thaw_(model: nn.Module, names: Sequence[str]) -> None:
+    parameters = dict(model.named_parameters())
+    for name in names:
+        parameters[name].data = parameters[name].data.to(torch.float32)
+        parameters[name].requires_grad_(True)

@@ -1,0 +1,85 @@
+"""The application points: which modules of an MGM each one names, by full path.
+
+Never a suffix: `q_proj` alone would hit CLIP too, and the projector's `0` and `2` decoder layers. Resolved and counted per point, since PEFT raises only
+if no pattern at all matches. It knows the module tree, not the weights.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from mgm_lora.errors import NoMatchingModuleError, SettingsError
+from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.settings import PointSettings
+
+_PATTERNS = {
+    "language_attention": r"language_model\.model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
+    "language_mlp": r"language_model\.model\.layers\.\d+\.mlp\.(gate|up|down)_proj",
+    "vision_attention": r"vision_tower\.encoder\.layers\.{used_vision_layers}\.self_attn\.(q_proj|k_proj|v_proj|out_proj)",
+    "projector": r"mm_projector\.(0|2)",
+    "mining": r"vlm_uni_(query|aux|val)_projector\.1",
+}
+
+
+@dataclass(frozen=True)
+class ResolvedPoint:
+    """A point and the modules it names in one model."""
+
+    name: str
+    settings: PointSettings
+    pattern: str
+    """Matches the full paths, and nothing else of the model."""
+    module_names: tuple[str, ...]
+
+
+def resolve_points(
+    model: MGMForConditionalGeneration, *, points: Mapping[str, PointSettings], patterns: Mapping[str, str] | None = None
+) -> list[ResolvedPoint]:
+    """The linear modules of every point.
+
+    Args:
+        model: not yet wrapped.
+        points: those that are not off, by name.
+        patterns: full-path patterns by point, where a model family has other names than the table above.
+
+    Raises:
+        NoMatchingModuleError: a point names no linear module; all such points are told, with the nearest names.
+        SettingsError: a rank is larger than a layer that it is for.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    table = {**_PATTERNS, **(patterns or {})}
+    resolved, problems = [], []
+    for name, settings in points.items():
+        pattern = table[name].replace("{used_vision_layers}", _used_vision_layers(model))
+        module_names = tuple(path for path in linears if re.fullmatch(pattern, path))
+        if not module_names:
+            problems.append(f"point '{name}' matched no module (pattern {pattern}; nearest: {_nearest(pattern, list(linears))})")
+        resolved.append(ResolvedPoint(name=name, settings=settings, pattern=pattern, module_names=module_names))
+    if problems:
+        raise NoMatchingModuleError("; ".join(problems) + ". Switch the point off, or give the family's pattern in mgm_lora/lora/points.py")
+    _check_ranks(resolved, linears=linears)
+    return resolved
+
+
+def _used_vision_layers(model: MGMForConditionalGeneration) -> str:
+    # CLIP layers behind select_layer left out: their output is not used, an adapter there would be dead weight.
+    return "(" + "|".join(str(i) for i in range(model.config.num_used_vision_layers)) + ")"
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    plain = re.sub(r"\\d\+", "0", pattern).replace("\\", "")
+    return ", ".join(difflib.get_close_matches(plain, names, n=3, cutoff=0.0))
+
+
+def _check_ranks(points: list[ResolvedPoint], *, linears: Mapping[str, nn.Linear]) -> None:
+    problems = []
+    for point in points:
+        smallest = min(point.module_names, key=lambda name: min(linears[name].in_features, linears[name].out_features))
+        limit = min(linears[smallest].in_features, linears[smallest].out_features)
+        if point.settings.mode == "lora" and point.settings.rank > limit:
+            problems.append(f"lora.{point.name}.rank is {point.settings.rank}, but {smallest} has only rank {limit}")
+    if problems:
+        raise SettingsError("; ".join(problems) + ". A rank above the layer's own saves nothing: lower it, or set the mode to full")

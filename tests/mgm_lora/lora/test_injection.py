@@ -1,0 +1,108 @@
+"""What is asked for is what trains: exactly the resolved set has gradients, the rest stays as it was."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
+from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.settings import FullSettings, LoraSettings, PointSettings
+
+Batch = dict[str, torch.Tensor]
+
+
+def test_fresh_adapter_leaves_outputs_unchanged(
+    model: MGMForConditionalGeneration, all_points: LoraSettings, batch: Batch
+) -> None:
+    with torch.no_grad():
+        before = model(**batch, logits_at="all").logits
+        trainable = inject_adapter_(model, lora=all_points, seed=1)
+        after = trainable.model.eval()(**batch, logits_at="all").logits
+    assert (before - after).abs().max() <= 1e-6  # mining reads its weight another way once it is wrapped
+
+
+def test_only_the_resolved_set_gets_gradients(
+    model: MGMForConditionalGeneration, all_points: LoraSettings, batch: Batch
+) -> None:
+    trainable = inject_adapter_(model, lora=all_points, seed=1)
+    _randomize_b(trainable)
+    trainable.model.train()(**batch).loss.backward()
+    wanted = {name for group in trainable.groups for name in group.parameter_names}
+    received = {name for name, p in trainable.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert received == wanted
+    assert sum(len(group.parameter_names) for group in trainable.groups) == len(wanted)
+
+
+def test_vision_adapters_get_gradients_though_the_tower_is_frozen(
+    model: MGMForConditionalGeneration, batch: Batch
+) -> None:
+    off = PointSettings(mode="off")
+    lora = LoraSettings(
+        learning_rate=1e-3,
+        language_attention=off,
+        language_mlp=off,
+        vision_attention=PointSettings(mode="lora", rank=2),
+        projector=off,
+        mining=off,
+    )
+    trainable = inject_adapter_(model, lora=lora, seed=1)
+    _randomize_b(trainable)
+    trainable.model(**batch).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.model.parameters() if p.requires_grad)
+
+
+def test_each_point_keeps_its_rank_scale_dropout_and_rate(model: MGMForConditionalGeneration, all_points: LoraSettings) -> None:
+    trainable = inject_adapter_(model, lora=all_points, seed=1)
+    assert isinstance(trainable.model, PeftModel)
+    plain = trainable.model.base_model.model
+    attention = plain.language_model.model.layers[0].self_attn.q_proj
+    mlp = plain.language_model.model.layers[1].mlp.up_proj
+    vision = plain.vision_tower.encoder.layers[0].self_attn.q_proj
+    assert (attention.r["default"], attention.scaling["default"]) == (4, 2.0)
+    assert (mlp.r["default"], mlp.scaling["default"], mlp.lora_dropout["default"].p) == (2, 2.0, 0.1)
+    assert (vision.r["default"], vision.scaling["default"]) == (3, pytest.approx(3 / 3**0.5))
+    rates = {group.name: group.learning_rate for group in trainable.groups}
+    assert rates["language_mlp"] == 5e-4
+    assert rates["language_attention"] == 1e-3
+
+
+def test_same_seed_builds_the_same_adapter(model: MGMForConditionalGeneration, all_points: LoraSettings, tiny_base: object) -> None:
+    from mgm_lora.model.checkpoint import load_model
+
+    first = inject_adapter_(model, lora=all_points, seed=5)
+    torch.rand(7)  # whatever else drew numbers in between
+    second = inject_adapter_(load_model(str(tiny_base), dtype=torch.float32), lora=all_points, seed=5)
+    third = inject_adapter_(load_model(str(tiny_base), dtype=torch.float32), lora=all_points, seed=6)
+    pairs = zip(_adapters(first), _adapters(second), _adapters(third), strict=True)
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in pairs)
+
+
+def test_adapters_are_float32_over_a_bfloat16_base(tiny_base: object, all_points: LoraSettings) -> None:
+    from mgm_lora.model.checkpoint import load_model
+
+    trainable = inject_adapter_(load_model(str(tiny_base), dtype=torch.bfloat16), lora=all_points, seed=1)
+    dtypes = {p.requires_grad: p.dtype for p in trainable.model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_full_parts_train_all_and_only_what_can_learn(model: MGMForConditionalGeneration, batch: Batch) -> None:
+    full = FullSettings(learning_rate=1e-4, parts=("language_model", "projector", "mining"))
+    trainable = thaw_parts_(model, full=full, seed=1)
+    trainable.model(**batch).loss.backward()
+    wanted = {name for group in trainable.groups for name in group.parameter_names}
+    received = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    # key biases of attention move all scores alike; Gemma has none
+    assert received == wanted
+    assert not any(name.startswith("vision_tower") for name in wanted)
+
+
+def _randomize_b(trainable: TrainableModel) -> None:
+    """B starts at zero, where A's gradient is zero too."""
+    with torch.no_grad():
+        for name, parameter in trainable.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+
+
+def _adapters(trainable: TrainableModel) -> list[torch.Tensor]:
+    return [p for name, p in trainable.model.named_parameters() if "lora_A" in name]
