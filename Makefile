@@ -64,7 +64,7 @@ report: ## where the report is; opened, if there is a screen
 mlflow: install ## MLflow's pages on this machine, until Ctrl-C (MLFLOW_PORT=5000)
 	@test -f mlflow.db || { echo "no mlflow.db yet: it is made by 'make demo'" >&2; exit 1; }
 	@echo "http://127.0.0.1:$(MLFLOW_PORT)"
-	@"$(BIN)/mlflow" ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "$(BIN)/mlflow" ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
 
 lock: | .venv/bin/python ## resolve requirements.lock anew (OPTIONS=--upgrade: newest versions)
 	@$(call of_lock,uv) > .venv/lock-tools.txt

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 
 from mgm_lora.errors import ArtifactError, StorageError
 
 MANIFEST_NAME = "manifest.json"
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "numpy")
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_STORAGE_ERRORS: set[int | None] = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Manifest(BaseModel):
@@ -101,7 +103,7 @@ def new_artifact(destination: Path) -> Iterator[Path]:
         _sync(folder)
         folder.chmod(0o755)
         _replace(folder, destination)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _storage_error(error, destination) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,7 +118,7 @@ def new_file(destination: Path) -> Iterator[Path]:
         yield temporary
         _sync_file(temporary)
         temporary.replace(destination)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _storage_error(error, destination) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -181,9 +183,16 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(error: OSError, destination: Path) -> OSError:
-    if error.errno not in _STORAGE_ERRORS:
+def _storage_error(error: OSError | SafetensorError, destination: Path) -> Exception:
+    number = error.errno if isinstance(error, OSError) else _errno_told_by(error)
+    if number not in _STORAGE_ERRORS:
         return error
     return StorageError(
-        f"can't write '{destination}': {error.strerror}. Nothing was left there; free space or permission, and run again"
+        f"can't write '{destination}': {os.strerror(number)}. Nothing was left there; free space or permission, and run again"
     )
+
+
+def _errno_told_by(error: SafetensorError) -> int | None:
+    # safetensors writes in Rust, and its error has the number in its text alone
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told.group(1)) if told else None

@@ -247,6 +247,16 @@ class Settings(Section):
     comparison: ComparisonSettings
     registry: RegistrySettings
 
+    @model_validator(mode="after")
+    def _precisions_fit(self) -> Self:
+        # what is trained is float32; without autocast it would meet reduced weights in one product
+        if self.base.dtype != "float32" and self.training.precision != self.base.dtype:
+            raise ValueError(
+                f"base.dtype {self.base.dtype} needs training.precision bfloat16 (and float16 weights are for answering only):"
+                f" found {self.training.precision}; set both to bfloat16, or base.dtype to float32"
+            )
+        return self
+
 
 def _explain(error: ValidationError, *, path: Path) -> str:
     problems = [_explain_one(dict(problem)) for problem in error.errors()]

@@ -1,0 +1,175 @@
+"""An arm of the comparison, trained and written: the LoRA adapter, or the full fine-tune beside it; same data, same order, same budget.
+
+Each leaves a folder with its weights, the losses on the way and a manifest, and hands back its figures (which no two runs share). It doesn't know
+how an arm will be scored.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from mgm_lora.artifacts import Manifest, new_artifact, size_on_disk, write_json, write_manifest
+from mgm_lora.errors import TrainingError
+from mgm_lora.lora.adapter import KIND as ADAPTER_KIND
+from mgm_lora.lora.adapter import save_adapter
+from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.model.checkpoint import save_model
+from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.settings import TrainingSettings
+from mgm_lora.training.peak import peak_memory_gib
+from mgm_lora.training.trainer import TrainingHistory, run_training
+
+MODEL_KIND = "TrainedModel"
+HISTORY_NAME = "history.json"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is learned, and what the held-out loss is taken on."""
+
+    processor: MGMProcessor
+    train: Dataset[Any]
+    heldout: Dataset[Any]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the manifest says of where a training came from."""
+
+    settings: Mapping[str, BaseModel]
+    parents: Mapping[str, str]
+    base: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Digest of all of it: names the checkpoints and the tracked run, so that a run of other inputs doesn't go on from them."""
+        settings = {name: section.model_dump(mode="json") for name, section in self.settings.items()}
+        inputs = json.dumps([settings, dict(self.parents), dict(self.base)], sort_keys=True)
+        return hashlib.sha256(inputs.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the trained weights are written, and the noun that they are."""
+
+    kind: str
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class TrainingFigures:
+    """What a training cost, and its last losses."""
+
+    train_loss: float
+    heldout_loss: float
+    minutes: float
+    peak_memory_gib: float
+    samples_per_second: float
+    trainable_parameters: int
+    trainable_share: float
+    size_on_disk_mib: float
+
+
+def train_arm(
+    trainable: TrainableModel,
+    *,
+    training: TrainingSettings,
+    data: TrainingData,
+    weights: Weights,
+    origin: Origin,
+    checkpoints: Path,
+    destination: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingFigures:
+    """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole."""
+    num_all = sum(parameter.numel() for parameter in trainable.model.parameters())
+    started = time.monotonic()
+    history = run_training(
+        trainable,
+        training=training,
+        processor=data.processor,
+        train_rows=data.train,
+        heldout_rows=data.heldout,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+    )
+    seconds = time.monotonic() - started
+    _check_finite(trainable.model)
+    with new_artifact(destination) as folder:
+        weights.write(folder)
+        write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
+        write_manifest(folder, _manifest(trainable, weights.kind, history=history, training=training, origin=origin))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return TrainingFigures(
+        train_loss=history.train[-1]["loss"],
+        heldout_loss=history.heldout[-1]["loss"],
+        minutes=seconds / 60,
+        peak_memory_gib=peak_memory_gib(),
+        samples_per_second=history.num_steps * training.global_batch_size / seconds,
+        trainable_parameters=trainable.num_trainable,
+        trainable_share=trainable.num_trainable / num_all,
+        size_on_disk_mib=size_on_disk(destination) / 2**20,
+    )
+
+
+def adapter_weights(trainable: TrainableModel) -> Weights:
+    """A TrainedAdapter: PEFT's files and the points trained in full."""
+    return Weights(kind=ADAPTER_KIND, write=lambda folder: save_adapter(trainable.model, folder=folder))
+
+
+def model_weights(trainable: TrainableModel, *, processor: MGMProcessor, dtype: torch.dtype) -> Weights:
+    """A TrainedModel: a whole checkpoint in `dtype`."""
+    model = trainable.model
+    assert isinstance(model, MGMForConditionalGeneration)
+
+    def write(folder: Path) -> None:
+        save_model(model.to(dtype), folder=folder)
+        processor.save_pretrained(folder)
+
+    return Weights(kind=MODEL_KIND, write=write)
+
+
+def _manifest(
+    trainable: TrainableModel, kind: str, *, history: TrainingHistory, training: TrainingSettings, origin: Origin
+) -> Manifest:
+    num_parameters = {name: parameter.numel() for name, parameter in trainable.model.named_parameters()}
+    groups = {
+        group.name: {
+            "parameters": sum(num_parameters[name] for name in group.parameter_names),
+            "tensors": len(group.parameter_names),
+            "learning_rate": group.learning_rate,
+        }
+        for group in trainable.groups
+    }
+    return Manifest.make(
+        kind,
+        settings=origin.settings,
+        parents=origin.parents,
+        base=origin.base,
+        seed=training.seed,
+        details={
+            "trainable_parameters": trainable.num_trainable,
+            "all_parameters": sum(num_parameters.values()),
+            "points": groups,
+            "num_steps": history.num_steps,
+            "training_key": origin.key,
+        },
+    )
+
+
+def _check_finite(model: nn.Module) -> None:
+    broken = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    if broken:
+        raise TrainingError(f"{len(broken)} trained tensors hold values that are no numbers, first {broken[0]}: nothing was written")

@@ -1,0 +1,142 @@
+"""The loop: it learns, it goes on where it was interrupted, and what it writes on the way is whole."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from mgm_lora.errors import TrainingError
+from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.settings import TrainingSettings
+from mgm_lora.training.arms import TrainingData
+from mgm_lora.training.trainer import TRAINED_NAME, newest_checkpoint, parameter_groups, run_training
+
+Make = Callable[[], TrainableModel]
+
+
+def train(trainable: TrainableModel, training: TrainingSettings, data: TrainingData, folder: Path, *callbacks: Any) -> Any:
+    return run_training(
+        trainable,
+        training=training,
+        processor=data.processor,
+        train_rows=data.train,
+        heldout_rows=data.heldout,
+        checkpoints=folder,
+        callbacks=callbacks,
+    )
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """Ends the run as a kill would, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def trained_tensors(trainable: TrainableModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in trainable.model.named_parameters() if p.requires_grad}
+
+
+def test_losses_fall_and_are_told_with_steps_and_samples(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    longer = TrainingSettings.model_validate({**training.model_dump(), "num_epochs": 10})
+    history = train(make_trainable(), longer, data, tmp_path / "checkpoints")
+    assert history.num_steps == 40
+    assert history.heldout[-1]["loss"] < 0.8 * history.train[0]["loss"]
+    assert history.train[-1]["samples"] == 40 * 8
+    assert {"step", "samples", "loss", "learning_rate"} == history.train[0].keys()
+
+
+def test_interrupted_run_ends_in_the_same_bytes(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    undisturbed, broken = make_trainable(), make_trainable()
+    train(undisturbed, training, data, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, training, data, tmp_path / "two", Interrupt(5))
+    resumed = make_trainable()
+    torch.rand(3)
+    train(resumed, training, data, tmp_path / "two")
+    ours, theirs = trained_tensors(undisturbed), trained_tensors(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_checkpoint_holds_the_trained_parameters_only_and_half_a_one_is_passed_over(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    trainable = make_trainable()
+    with pytest.raises(KeyboardInterrupt):
+        train(trainable, training, data, tmp_path, Interrupt(5))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert load_file(newest / TRAINED_NAME).keys() == trained_tensors(trainable).keys()
+    (newest / "trainer_state.json").write_text('{"half":')
+    older = newest_checkpoint(tmp_path)
+    assert older is not None
+    assert older != newest
+
+
+def test_frozen_parameters_stay_bit_equal(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    trainable = make_trainable()
+    before = {name: p.detach().clone() for name, p in trainable.model.named_parameters() if not p.requires_grad}
+    start = {name: value.clone() for name, value in trained_tensors(trainable).items()}
+    train(trainable, training, data, tmp_path)
+    after = dict(trainable.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(torch.equal(start[name], after[name]) for name in start)
+
+
+def test_every_group_has_its_rate_and_only_matrices_decay(make_trainable: Make) -> None:
+    trainable = make_trainable()
+    slow = replace(trainable.groups[0], learning_rate=1e-5)
+    groups = parameter_groups(trainable.model, groups=[slow, *trainable.groups[1:]], weight_decay=0.1)
+    assert {group["lr"] for group in groups if group["name"] == slow.name} == {1e-5}
+    assert all((group["weight_decay"] == 0.1) == (p.ndim >= 2) for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(trained_tensors(trainable))
+
+
+def test_loss_that_is_no_number_stops_the_run(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    trainable = make_trainable()
+    with torch.no_grad():
+        next(p for name, p in trainable.model.named_parameters() if "lora_A" in name).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan at step"):
+        train(trainable, training, data, tmp_path)
+
+
+def test_gradient_checkpointing_gives_the_same_adapter(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    plain, checkpointed = make_trainable(), make_trainable()
+    train(plain, training, data, tmp_path / "plain")
+    again = TrainingSettings.model_validate({**training.model_dump(), "gradient_checkpointing": True})
+    train(checkpointed, again, data, tmp_path / "checkpointed")
+    ours, theirs = trained_tensors(plain), trained_tensors(checkpointed)
+    assert all((ours[name] - theirs[name]).abs().max() <= 1e-5 for name in ours)
+
+
+def test_micro_batches_add_up_to_the_global_batch(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    split, whole = make_trainable(), make_trainable()
+    one_step = {**training.model_dump(), "num_epochs": 0.25, "checkpoints": 0, "warmup_share": 0.0}
+    train(split, TrainingSettings.model_validate({**one_step, "micro_batch_size": 2}), data, tmp_path / "split")
+    train(whole, TrainingSettings.model_validate({**one_step, "micro_batch_size": 8}), data, tmp_path / "whole")
+    ours, theirs = trained_tensors(split), trained_tensors(whole)
+    moved = max(float(ours[name].abs().max()) for name in ours if "lora_B" in name)
+    assert moved > 0
+    assert all((ours[name] - theirs[name]).abs().max() <= 0.02 * moved for name in ours if "lora_B" in name)
