@@ -1,7 +1,7 @@
 """What lies on disk between stages: folders that are whole or not there, each with a manifest of what made it.
 
-A folder is written under a temporary name beside its destination, synced, and renamed, so a reader never meets half of one. The manifest
-holds no clock time: the same inputs give the same bytes. It doesn't know what is in the folders.
+A folder is written under a temporary name beside its destination, synced, and renamed, so a reader never meets half of
+one. The manifest holds no clock time: the same inputs give the same bytes. It doesn't know what is in the folders.
 """
 
 import errno
@@ -24,7 +24,7 @@ from mgm_lora.errors import ArtifactError, StorageError
 
 MANIFEST_NAME = "manifest.json"
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "numpy")
-_STORAGE_ERRORS: set[int | None] = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Manifest(BaseModel):
@@ -76,7 +76,9 @@ def read_manifest(folder: Path, *, kind: str) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise ArtifactError(f"no {kind} at '{folder}' (no {MANIFEST_NAME}): run `dvc repro`, or the stage that makes it")
+        raise ArtifactError(
+            f"no {kind} at '{folder}' (no {MANIFEST_NAME}): run `dvc repro`, or the stage that makes it"
+        )
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
@@ -185,7 +187,7 @@ def _sync_file(path: Path) -> None:
 
 def _storage_error(error: OSError | SafetensorError, destination: Path) -> Exception:
     number = error.errno if isinstance(error, OSError) else _errno_told_by(error)
-    if number not in _STORAGE_ERRORS:
+    if number is None or number not in _STORAGE_ERRORS:
         return error
     return StorageError(
         f"can't write '{destination}': {os.strerror(number)}. Nothing was left there; free space or permission, and run again"

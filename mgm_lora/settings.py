@@ -1,8 +1,8 @@
 """The settings: `params.yaml`, typed and frozen, every mistake of the file named in one error.
 
-A section here = a section of `params.yaml` = a `params:` entry of `dvc.yaml` = the argument that a library function takes.
-Everything that changes a result is in here, in a tracked file, or in the lock. It knows no model and no data: a value that can only
-be judged against those (does a point match a module?) is judged there.
+A section here = a section of `params.yaml` = a `params:` entry of `dvc.yaml` = the argument that a library function
+takes. Everything that changes a result is in here, in a tracked file, or in the lock. It knows no model and no data: a
+value that can only be judged against those (does a point match a module?) is judged there.
 """
 
 from pathlib import Path

@@ -1,14 +1,15 @@
-"""Trains the embedded base model on emoji: `python -m recipes.base` (after `python -m recipes.embedded`), about half an hour on two cores.
+"""Trains the embedded base model on emoji: `python -m recipes.base`, after `python -m recipes.embedded`.
 
-A tiny MGM of the same classes as MGM-2B, all of it trained from random weights, then stored in bfloat16 under data/base. It learns what emoji are called, their
-groups, main colours and outlines; it never sees easy-VQA. What it knows is measured on the held-out emoji, beside chance.
+A tiny MGM of the same classes as MGM-2B, trained from random weights: first the towers (`recipes.towers`), then all of
+it; stored in bfloat16 under data/base. It learns what emoji are called, their groups, main colours and outlines; it
+never sees easy-VQA. What it knows is measured on the held-out emoji, beside chance.
 """
 
 import argparse
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.trainer import run_training
 from recipes.conversations import IMAGE_PREFIX, guess_by_type, on_white, read_samples
 from recipes.emoji import EmojiSample, augment, training_samples
+from recipes.towers import label_pictures, train_towers_
 
 SEED = 17
 LEARNING_RATE = 1.0e-3
-NUM_EPOCHS = 4.5
+TOWER_LEARNING_RATE = 3.0e-4
+NUM_TOWER_EPOCHS = 14.0
+NUM_EPOCHS = 1.5
 NUM_KNOWN_FOR_LOSS = 256
 
 logger = logging.getLogger(__name__)
@@ -45,27 +49,31 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--epochs", type=float, default=NUM_EPOCHS)
+    parser.add_argument("--tower-epochs", type=float, default=NUM_TOWER_EPOCHS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train_base(arguments.data, build=arguments.build, num_epochs=arguments.epochs)
+    train_base(
+        arguments.data, build=arguments.build, num_epochs=arguments.epochs, num_tower_epochs=arguments.tower_epochs
+    )
     scores = score_base(arguments.data, build=arguments.build)
     write_json(arguments.build / "base-scores.json", scores)
     print(json.dumps(scores, indent=1))
 
 
-def train_base(data: Path, *, build: Path, num_epochs: float) -> None:
+def train_base(data: Path, *, build: Path, num_epochs: float, num_tower_epochs: float) -> None:
     """Writes data/base: tokenizer, configuration, weights in bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(data / "base")
     set_seed(SEED)
-    model = MGMForConditionalGeneration(base_config(vocab_size=len(tokenizer)))
-    processor = MGMProcessor(tokenizer, config=model.config)
-    names = tuple(name for name, _ in model.named_parameters())
-    group = TrainableGroup(name="everything", learning_rate=LEARNING_RATE, parameter_names=names)
+    config = base_config(vocab_size=len(tokenizer))
+    model = MGMForConditionalGeneration(config)
+    processor = MGMProcessor(tokenizer, config=config)
+    samples = training_samples(build / "emoji")
+    train_towers_(model, processor=processor, labelled=label_pictures(samples), num_epochs=num_tower_epochs, seed=SEED)
     run_training(
-        TrainableModel(model=model, groups=(group,), points=()),
+        TrainableModel(model=model, groups=_groups(model), points=()),
         training=training_settings(num_epochs),
         processor=processor,
-        train_rows=EmojiDataset(training_samples(build / "emoji"), processor=processor),
+        train_rows=EmojiDataset(samples, processor=processor),
         heldout_rows=EmojiDataset(_known(data)[:NUM_KNOWN_FOR_LOSS], processor=processor),
         checkpoints=build / "base-checkpoints",
         make_batch=AugmentedBatches(processor),
@@ -73,6 +81,16 @@ def train_base(data: Path, *, build: Path, num_epochs: float) -> None:
     with new_artifact(data / "base") as folder:
         save_model(model.to(torch.bfloat16), folder=folder)
         processor.save_pretrained(folder)
+
+
+def _groups(model: MGMForConditionalGeneration) -> tuple[TrainableGroup, ...]:
+    names = [name for name, _ in model.named_parameters()]
+    towers = tuple(name for name in names if name.startswith(("vision_tower", "vlm_uni")))
+    rest = tuple(name for name in names if name not in towers)
+    return (
+        TrainableGroup(name="rest", learning_rate=LEARNING_RATE, parameter_names=rest),
+        TrainableGroup(name="towers", learning_rate=TOWER_LEARNING_RATE, parameter_names=towers),
+    )
 
 
 def score_base(data: Path, *, build: Path) -> dict[str, Any]:
@@ -101,13 +119,13 @@ def score_base(data: Path, *, build: Path) -> dict[str, Any]:
 
 
 def base_config(*, vocab_size: int) -> MGMConfig:
-    """Gemma, CLIP and ConvNeXt in small: 16 picture tokens, 6 million parameters."""
+    """Gemma, CLIP and ConvNeXt in small: 16 picture tokens, 4 million parameters."""
     return MGMConfig(
         text_config={
             "model_type": "gemma",
             "vocab_size": vocab_size,
             "hidden_size": 192,
-            "intermediate_size": 768,
+            "intermediate_size": 512,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 1,
@@ -128,7 +146,7 @@ def base_config(*, vocab_size: int) -> MGMConfig:
             "patch_size": 8,
             "projection_dim": 64,
         },
-        aux_config={"depths": [1, 1, 3, 1], "dims": [48, 96, 192, 384], "layer_scale_init_value": 0.1},
+        aux_config={"depths": [1, 1, 2, 1], "dims": [32, 64, 128, 256], "layer_scale_init_value": 0.1},
         image_size_aux=64,
         max_length=256,
     )
@@ -178,7 +196,7 @@ class AugmentedBatches:
         self._rng = random.Random(SEED)
         self._pictures: dict[Path, Image.Image] = {}
 
-    def __call__(self, rows: Sequence[tuple[EncodedText, Path]]) -> Mapping[str, Tensor]:
+    def __call__(self, rows: Sequence[tuple[EncodedText, Path]]) -> dict[str, Tensor]:
         """As BatchMaker's."""
         batch = self._batches([(text, ()) for text, _ in rows])
         views = [self._processor.pixels(self._picture(path)) for _, path in rows]

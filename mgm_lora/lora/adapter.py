@@ -1,6 +1,7 @@
 """The trained adapter on disk: PEFT's own files, and the points that were trained in full beside them.
 
-Both belong together: the published code saved the latter apart and never read them again. It doesn't know how the adapter was trained.
+Both belong together: the published code saved the latter apart and never read them again. It doesn't know how the
+adapter was trained.
 """
 
 import re
@@ -52,7 +53,8 @@ def load_adapter(model: MGMForConditionalGeneration, *, folder: Path, base_diges
         if not full_parts:
             raise ArtifactError(f"'{folder}' holds neither {CONFIG_NAME} nor {FULL_PARTS_NAME}: train again")
         return model.eval()
-    return PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME).eval()
+    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
+    return adapted.train(False)
 
 
 def merge_adapter_(model: nn.Module) -> MGMForConditionalGeneration:

@@ -1,12 +1,13 @@
 """Makes a model trainable in exactly what the settings say: LoRA at the points (PEFT), or parts in full.
 
-Every other parameter is frozen. What is trained is kept in float32, whatever the base's precision, since Adam's small steps vanish in bfloat16.
-It knows names, not optimizers or data.
+Every other parameter is frozen. What is trained is kept in float32, whatever the base's precision, since Adam's small
+steps vanish in bfloat16. It knows names, not optimizers or data.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -63,7 +64,7 @@ def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, s
     model.requires_grad_(False)
     low_rank = [point for point in points if point.settings.mode == "lora"]
     set_seed(seed)  # before the adapters are built, not when the trainer starts
-    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path)) if low_rank else model
+    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path or "")) if low_rank else model
     _set_dropouts_(wrapped, low_rank)
     _check_adapted(wrapped, low_rank)
     groups = [_trainable_group_(wrapped, point, default=lora.learning_rate) for point in points]
@@ -88,7 +89,7 @@ def lora_config(points: Sequence[ResolvedPoint], *, base_name: str) -> LoraConfi
     """PEFT's configuration of the points: one full-path pattern, with rank and alpha per point."""
     return LoraConfig(
         r=points[0].settings.rank,
-        lora_alpha=points[0].settings.alpha,
+        lora_alpha=points[0].settings.alpha,  # type: ignore[arg-type]
         target_modules="|".join(point.pattern for point in points),
         rank_pattern={point.pattern: point.settings.rank for point in points},
         alpha_pattern={point.pattern: _effective_alpha(point) for point in points},
@@ -107,8 +108,8 @@ def _set_dropouts_(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
     for point in points:
         for name in point.module_names:
             if point.settings.dropout:
-                module = model.get_submodule(f"base_model.model.{name}")
-                module.lora_dropout[ADAPTER_NAME] = nn.Dropout(point.settings.dropout)  # type: ignore[index,operator,union-attr]
+                module: Any = model.get_submodule(f"base_model.model.{name}")
+                module.lora_dropout[ADAPTER_NAME] = nn.Dropout(point.settings.dropout)
 
 
 def _check_adapted(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:

@@ -1,7 +1,7 @@
 """The application points: which modules of an MGM each one names, by full path.
 
-Never a suffix: `q_proj` alone would hit CLIP too, and the projector's `0` and `2` decoder layers. Resolved and counted per point, since PEFT raises only
-if no pattern at all matches. It knows the module tree, not the weights.
+Never a suffix: `q_proj` alone would hit CLIP too, and the projector's `0` and `2` decoder layers. Resolved and counted
+per point, since PEFT raises only if no pattern at all matches. It knows the module tree, not the weights.
 """
 
 import difflib
@@ -36,7 +36,10 @@ class ResolvedPoint:
 
 
 def resolve_points(
-    model: MGMForConditionalGeneration, *, points: Mapping[str, PointSettings], patterns: Mapping[str, str] | None = None
+    model: MGMForConditionalGeneration,
+    *,
+    points: Mapping[str, PointSettings],
+    patterns: Mapping[str, str] | None = None,
 ) -> list[ResolvedPoint]:
     """The linear modules of every point.
 
@@ -56,10 +59,14 @@ def resolve_points(
         pattern = table[name].replace("{used_vision_layers}", _used_vision_layers(model))
         module_names = tuple(path for path in linears if re.fullmatch(pattern, path))
         if not module_names:
-            problems.append(f"point '{name}' matched no module (pattern {pattern}; nearest: {_nearest(pattern, list(linears))})")
+            problems.append(
+                f"point '{name}' matched no module (pattern {pattern}; nearest: {_nearest(pattern, list(linears))})"
+            )
         resolved.append(ResolvedPoint(name=name, settings=settings, pattern=pattern, module_names=module_names))
     if problems:
-        raise NoMatchingModuleError("; ".join(problems) + ". Switch the point off, or give the family's pattern in mgm_lora/lora/points.py")
+        raise NoMatchingModuleError(
+            "; ".join(problems) + ". Switch the point off, or give the family's pattern in mgm_lora/lora/points.py"
+        )
     _check_ranks(resolved, linears=linears)
     return resolved
 
@@ -82,4 +89,6 @@ def _check_ranks(points: list[ResolvedPoint], *, linears: Mapping[str, nn.Linear
         if point.settings.mode == "lora" and point.settings.rank > limit:
             problems.append(f"lora.{point.name}.rank is {point.settings.rank}, but {smallest} has only rank {limit}")
     if problems:
-        raise SettingsError("; ".join(problems) + ". A rank above the layer's own saves nothing: lower it, or set the mode to full")
+        raise SettingsError(
+            "; ".join(problems) + ". A rank above the layer's own saves nothing: lower it, or set the mode to full"
+        )

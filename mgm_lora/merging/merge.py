@@ -1,7 +1,7 @@
 """Folds a trained adapter into its base, and proves on a fixed probe that the merged weights answer as the adapter does.
 
-What is compared is the merged checkpoint as read back from disk. Three models one after another, never two in memory beside each other's copies. It doesn't
-know how the adapter was trained.
+What is compared is the merged checkpoint as read back from disk. Three models one after another, never two in memory
+beside each other's copies. It doesn't know how the adapter was trained.
 """
 
 from collections.abc import Mapping, Sequence

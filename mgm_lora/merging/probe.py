@@ -65,4 +65,5 @@ def _answer_logits(model: Any, probe: Probe, *, processor: MGMProcessor) -> Tens
     device = next(model.parameters()).device
     with torch.inference_mode():
         output = model(**{name: value.to(device) for name, value in batch.items()}, logits_at="labelled")
-    return output.logits.float().cpu()
+    logits: Tensor = output.logits
+    return logits.float().cpu()

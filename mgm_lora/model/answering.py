@@ -1,6 +1,7 @@
 """Asks a model questions about pictures: batched, greedy, each answer independent of its batch.
 
-One way to answer for everything: scores, the merge proof, `ask` and the registered model. It doesn't know which model it asks (base, adapted, merged).
+One way to answer for everything: scores, the merge proof, `ask` and the registered model. It doesn't know which model
+it asks (base, adapted, merged).
 """
 
 from collections.abc import Sequence

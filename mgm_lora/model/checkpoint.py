@@ -1,7 +1,8 @@
 """Reads and writes MGM checkpoints: safetensors under the published key names, strictly.
 
-A checkpoint is a folder with `config.json`, weights (one file, or shards with an index) and the processor's files. Weights are read shard by shard in the
-target precision, into a model that was built without memory for them. It doesn't know what a model is used for.
+A checkpoint is a folder with `config.json`, weights (one file, or shards with an index) and the processor's files.
+Weights are read shard by shard in the target precision, into a model that was built without memory for them. It doesn't
+know what a model is used for.
 """
 
 import json
@@ -49,7 +50,11 @@ def save_model(model: MGMForConditionalGeneration, *, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     tied = _tied_names(model)
-    state = {to_published(name): value.detach().contiguous() for name, value in model.state_dict().items() if name not in tied}
+    state = {
+        to_published(name): value.detach().contiguous()
+        for name, value in model.state_dict().items()
+        if name not in tied
+    }
     save_torch_state_dict(state, folder, max_shard_size="5GB")
 
 
@@ -75,7 +80,9 @@ def resolve_checkpoint(name: str | Path, *, revision: str | None = None) -> Path
     if folder.is_dir():
         raise CheckpointError(f"'{folder}' holds no {CONFIG_NAME}: is it a checkpoint folder?")
     if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
-        raise CheckpointError(f"no checkpoint at '{name}': run `dvc pull`, or set base.model to a folder or a hub id (owner/name)")
+        raise CheckpointError(
+            f"no checkpoint at '{name}': run `dvc pull`, or set base.model to a folder or a hub id (owner/name)"
+        )
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(_CHECKPOINT_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -112,7 +119,9 @@ def _shards(folder: Path) -> dict[str, Path]:
     index = folder / INDEX_NAME
     files = [folder / WEIGHTS_NAME]
     if index.is_file():
-        files = [folder / file for file in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        files = [
+            folder / file for file in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
     return {key: file for file in files for key in _open_keys(file)}
 
 
@@ -128,7 +137,9 @@ def _open_keys(path: Path) -> list[str]:
 
 def _check_keys(model: MGMForConditionalGeneration, *, shards: Mapping[str, Path], folder: Path) -> None:
     tied = _tied_names(model)
-    expected = {to_published(name): tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
+    expected = {
+        to_published(name): tuple(value.shape) for name, value in model.state_dict().items() if name not in tied
+    }
     optional = {to_published(name) for name in tied}
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(shards.values())):
@@ -141,9 +152,7 @@ def _load_shard_(model: MGMForConditionalGeneration, *, path: Path, dtype: torch
     """In place."""
     tied = _tied_names(model)
     with safe_open(path, framework="pt") as file:
-        state = {
-            to_ours(key): file.get_tensor(key).to(dtype) for key in file.keys() if to_ours(key) not in tied  # noqa: SIM118
-        }
+        state = {to_ours(key): file.get_tensor(key).to(dtype) for key in file.keys() if to_ours(key) not in tied}
     model.load_state_dict(state, strict=False, assign=True)
     for name, parameter in model.named_parameters():
         if name in state:

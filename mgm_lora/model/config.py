@@ -1,7 +1,7 @@
 """The hyper-parameters of an MGM: two towers, patch-info-mining, a projector and a language model of any family.
 
-`text_config` is a configuration of transformers' own (Gemma for MGM-2B); whatever `AutoModelForCausalLM` builds from it takes the language
-model's place. It knows no weights and no names of weights.
+`text_config` is a configuration of transformers' own (Gemma for MGM-2B); whatever `AutoModelForCausalLM` builds from it
+takes the language model's place. It knows no weights and no names of weights.
 """
 
 from typing import Any, Literal
@@ -35,7 +35,7 @@ class ConvNextConfig(PreTrainedConfig):
         """ConvNeXt-L where nothing is given."""
         self.depths = list(self.depths or (3, 3, 27, 3))
         self.dims = list(self.dims or (192, 384, 768, 1536))
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
 class MGMConfig(PreTrainedConfig):
@@ -44,9 +44,10 @@ class MGMConfig(PreTrainedConfig):
     model_type = "mgm"
     sub_configs = {"text_config": AutoConfig, "vision_config": CLIPVisionConfig, "aux_config": ConvNextConfig}  # noqa: RUF012
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | CLIPVisionConfig | None = None
-    aux_config: dict[str, Any] | ConvNextConfig | None = None
+    # given as a mapping, a configuration or not at all; a configuration from __post_init__ on
+    text_config: Any = None
+    vision_config: Any = None
+    aux_config: Any = None
     image_size_aux: int = 768
     image_aspect_ratio: Literal["pad", "square"] = "pad"
     image_grid: int = 1
@@ -61,7 +62,7 @@ class MGMConfig(PreTrainedConfig):
         self.vision_config = _part(self.vision_config or CLIP_L_14_336, CLIPVisionConfig)
         self.aux_config = _part(self.aux_config, ConvNextConfig)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         _check_fit(self)
 
     @property
@@ -103,6 +104,8 @@ def _check_fit(config: MGMConfig) -> None:
             " so that every patch has its own square of the high-resolution features"
         )
     if not 0 < config.num_used_vision_layers <= config.vision_config.num_hidden_layers:
-        problems.append(f"select_layer {config.select_layer} is not among CLIP's {config.vision_config.num_hidden_layers} layers")
+        problems.append(
+            f"select_layer {config.select_layer} is not among CLIP's {config.vision_config.num_hidden_layers} layers"
+        )
     if problems:
         raise CheckpointError("the model's configuration does not fit together:\n  - " + "\n  - ".join(problems))

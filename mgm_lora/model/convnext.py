@@ -1,10 +1,12 @@
 """The auxiliary tower: OpenCLIP's ConvNeXt, which sees the picture in high resolution and returns all four stages.
 
-Written here because the published weights carry timm's key names, transformers' ConvNeXt has others, and timm needs torchvision. It doesn't
-know what the features are for.
+Written here because the published weights carry timm's key names, transformers' ConvNeXt has others, and timm needs
+torchvision. It doesn't know what the features are for.
 
 Shapes: B pictures, C channels, H and W pixels of a stage.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ class ConvNextStage(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, C_out, H/2, W/2] (the first stage keeps the size)."""
-        return self.blocks(self.downsample(features))
+        return cast(Tensor, self.blocks(self.downsample(features)))
 
 
 class ConvNextBlock(nn.Module):
@@ -81,7 +83,7 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        update = self.mlp(self.norm(self.conv_dw(features).permute(0, 2, 3, 1)))
+        update: Tensor = self.mlp(self.norm(self.conv_dw(features).permute(0, 2, 3, 1)))
         return features + (update * self.gamma).permute(0, 3, 1, 2)
 
 
@@ -95,7 +97,7 @@ class ConvNextMlp(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., C] to the same shape."""
-        return self.fc2(F.gelu(self.fc1(features)))
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(features))))
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -103,4 +105,5 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normalised: Tensor = super().forward(features.permute(0, 2, 3, 1))
+        return normalised.permute(0, 3, 1, 2)

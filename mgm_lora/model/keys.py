@@ -1,7 +1,7 @@
 """The names of the weights: published key <-> name in our module tree. All mapping is in this file.
 
-transformers 5 drops CLIP's `vision_model` level and the tower's own `vision_tower` level is ours to drop; the language model keeps its head inside.
-It doesn't know files.
+transformers 5 drops CLIP's `vision_model` level and the tower's own `vision_tower` level is ours to drop; the language
+model keeps its head inside. It doesn't know files.
 """
 
 _PUBLISHED_TO_OURS = (

@@ -1,19 +1,20 @@
 """MGM: CLIP and ConvNeXt look, patch-info-mining joins them, the projector translates, the language model answers.
 
-The module tree gives every application point a full path: `language_model.model.layers...`, `vision_tower.encoder.layers...`, `mm_projector.0`,
-`vlm_uni_aux_projector.1`. It knows neither PEFT nor files.
+The module tree gives every application point a full path: `language_model.model.layers...`,
+`vision_tower.encoder.layers...`, `mm_projector.0`, `vlm_uni_aux_projector.1`. It knows neither PEFT nor files.
 
-Shapes: B rows, T prompt positions, L positions after insertion, S picture slots, N tokens of a picture, D CLIP's width, H hidden size, V vocabulary.
+Shapes: B rows, T prompt positions, L positions after insertion, S picture slots, N tokens of a picture, D CLIP's width,
+H hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from mgm_lora.errors import DataError
 from mgm_lora.model.config import MGMConfig
@@ -23,24 +24,30 @@ from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN, MergedSequence,
 
 
 @dataclass
-class MGMOutput(ModelOutput):  # type: ignore[misc]
+class MGMOutput(ModelOutput):
     """`loss` where labels are given; `logits` as `logits_at` asks."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
 
 
-class MGMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
+class MGMForConditionalGeneration(PreTrainedModel):
     """The whole model; the constructor gives random weights."""
 
     config_class = MGMConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+
+    if TYPE_CHECKING:  # transformers wraps these in a way that hides their arguments
+        config: MGMConfig
+
+        def to(self, *arguments: Any, **options: Any) -> Self: ...
+        def eval(self) -> Self: ...
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)
@@ -55,7 +62,7 @@ class MGMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
             nn.Linear(vision_width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -79,7 +86,9 @@ class MGMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
             logits_at: `all` gives [B, L, V]; `labelled` gives [P, V], those that predict the P labelled positions, row after row; by default
                 `all` without labels and `none` with them.
         """
-        merged = self.merge_inputs(input_ids, attention_mask=attention_mask, images=images, images_aux=images_aux, labels=labels)
+        merged = self.merge_inputs(
+            input_ids, attention_mask=attention_mask, images=images, images_aux=images_aux, labels=labels
+        )
         hidden_BLH = self._text_body(merged)
         wanted = logits_at or ("all" if labels is None else "none")
         if labels is None:
@@ -161,7 +170,7 @@ class MGMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
         """The joined pyramid, [S, C, h'/4, w'/4]."""
         tower = self.vision_tower_aux
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower)):
-            return join_stages(tower(images_aux.to(tower.vision_stem[0].weight.dtype)))
+            return join_stages(tower(images_aux.to(_dtype_of(tower))))
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embedding."""
@@ -184,12 +193,16 @@ class MGMForConditionalGeneration(PreTrainedModel):  # type: ignore[misc]
     def _embedding_scale(self) -> Tensor | float:
         # transformers 5 scales Gemma's embeddings in the embedding itself; the published MGM scaled the merged sequence, pictures and all.
         scale = getattr(self.language_model.get_input_embeddings(), "embed_scale", 1.0)
-        return scale.to(self.mm_projector[2].weight.dtype) if isinstance(scale, Tensor) else scale
+        return scale.to(_dtype_of(self.mm_projector)) if isinstance(scale, Tensor) else scale
 
     def _text_body(self, merged: MergedSequence) -> Tensor:
         body = self.language_model.get_decoder()
         output = body(inputs_embeds=merged.inputs_embeds, attention_mask=merged.attention_mask.long(), use_cache=False)
         return cast(Tensor, output.last_hidden_state)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _trains(module: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""Patch-info-mining: each low-resolution patch asks its own square of the high-resolution features (arXiv 2403.18814, section 3.2).
+"""Patch-info-mining: each low-resolution patch asks its own square of the high-resolution features (arXiv 2403.18814,
+section 3.2).
 
 Published, keys and values of all M high-resolution positions of a patch are computed: [B, N, M, D] twice. There is one query per patch, so the linear
 maps can be moved to the query's and to the pooled value's side: the same function and the same gradients, with nothing wider than the features kept.
@@ -9,6 +10,8 @@ The linear maps may be wrapped (PEFT): a wrapped map's weight is read by pushing
 
 Shapes: B pictures, N patches, M high-resolution positions of a patch, C high-resolution channels, D CLIP's width.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +41,11 @@ def mine_patch_info(
     patches_BNMC = split_into_patches(aux_features_BCHW, num_patches=query_BND.shape[1])
     normalised_BNMC = F.layer_norm(patches_BNMC, patches_BNMC.shape[-1:], eps=NORM_EPS)
     query = query_projector(query_BND)
-    key_side_BNC = (query @ _weight(aux_projector[1])) * aux_projector[0].weight
+    key_side_BNC = (query @ _weight(aux_projector[1])) * _norm(aux_projector).weight
     scores_BNM = torch.einsum("bnc,bnmc->bnm", key_side_BNC, normalised_BNMC) / query.shape[-1] ** 0.5
     attention_BNM = scores_BNM.nan_to_num().softmax(dim=-1)
     pooled_BNC = torch.einsum("bnm,bnmc->bnc", attention_BNM, normalised_BNMC)
-    found: Tensor = val_projector[1](pooled_BNC * val_projector[0].weight + val_projector[0].bias)
+    found: Tensor = val_projector[1](pooled_BNC * _norm(val_projector).weight + _norm(val_projector).bias)
     return found
 
 
@@ -60,6 +63,10 @@ def mining_projector(num_in: int, num_out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(num_in, eps=NORM_EPS), nn.Linear(num_in, num_out))
 
 
+def _norm(projector: nn.Sequential) -> nn.LayerNorm:
+    return cast(nn.LayerNorm, projector[0])
+
+
 def _weight(linear: nn.Module) -> Tensor:
     """The [out, in] weight of a linear map, wrapped or not, with the graph to what it is made of."""
     if type(linear) is nn.Linear:
@@ -68,7 +75,7 @@ def _weight(linear: nn.Module) -> Tensor:
     dtype = next(linear.parameters()).dtype
     parameters = {name: parameter.float() for name, parameter in linear.named_parameters()}
     weight = next(parameter for parameter in linear.parameters() if parameter.ndim == 2)
-    identity = torch.eye(int(linear.in_features), device=weight.device)  # type: ignore[call-overload]
+    identity = torch.eye(cast(int, linear.in_features), device=weight.device)
     with torch.autocast(device_type=weight.device.type, enabled=False):
         columns: Tensor = functional_call(linear, parameters, (identity,))
         offset: Tensor = functional_call(linear, parameters, (torch.zeros_like(identity[:1]),))

@@ -1,7 +1,7 @@
 """Pictures to pixels: opened safely, padded to a square, and seen twice, by CLIP and in high resolution.
 
-The low-resolution view is the normalised high-resolution tensor shrunk (bilinear, no antialias), not CLIP's own resize of the picture: so was MGM trained.
-It doesn't know the model's configuration, only sizes.
+The low-resolution view is the normalised high-resolution tensor shrunk (bilinear, no antialias), not CLIP's own resize
+of the picture: so was MGM trained. It doesn't know the model's configuration, only sizes.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ def open_picture(path: Path, *, max_pixels: int | None = None) -> Image.Image:
                 raise PictureError(f"'{path}' has {picture.width} x {picture.height} pixels, allowed are {max_pixels}")
             return ImageOps.exif_transpose(picture).convert("RGB")
     except UnidentifiedImageError as error:
-        raise PictureError(f"'{path}' is no picture (asked for PNG, JPEG, WebP, ...; found {_first_bytes(path)})") from error
+        raise PictureError(
+            f"'{path}' is no picture (asked for PNG, JPEG, WebP, ...; found {_first_bytes(path)})"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"'{path}' can't be decoded: {error}") from error
 

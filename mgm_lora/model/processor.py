@@ -1,6 +1,7 @@
 """Turns conversations and pictures into what the model takes, and its tokens into text.
 
-Belongs to a checkpoint: sizes come from its `config.json`, the tokenizer from its files. It doesn't batch and knows no data set.
+Belongs to a checkpoint: sizes come from its `config.json`, the tokenizer from its files. It doesn't batch and knows no
+data set.
 """
 
 from collections.abc import Sequence
@@ -40,15 +41,18 @@ class MGMProcessor:
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:
         """Of a folder or hub id; raises CheckpointError where it has no tokenizer or one without the template's tokens."""
         folder = resolve_checkpoint(name, revision=revision)
+        config = read_config(folder)  # given, so that transformers doesn't guess a model type and warn
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"'{folder}' holds no tokenizer that can be read: {error}") from error
         needed = ("<start_of_turn>", END_OF_TURN)
-        missing = [token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+        missing = [
+            token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+        ]
         if missing:
             raise CheckpointError(f"the tokenizer of '{folder}' lacks {missing}, which Gemma's template needs")
-        return cls(tokenizer, config=read_config(folder))
+        return cls(tokenizer, config=config)
 
     @property
     def num_picture_tokens(self) -> int:

@@ -1,9 +1,11 @@
 """Puts picture features into the token stream, as the published `prepare_inputs_labels_for_multimodal` does.
 
-A picture stands as one id, -200, in the prompt; here it becomes its N features. A row without a picture uses up one picture slot all the same
-(the published collator gives every row one). It doesn't know where features or embeddings come from.
+A picture stands as one id, -200, in the prompt; here it becomes its N features. A row without a picture uses up one
+picture slot all the same (the published collator gives every row one). It doesn't know where features or embeddings
+come from.
 
-Shapes: B rows, T prompt positions, L positions after insertion, N tokens of a picture, H hidden size of the language model.
+Shapes: B rows, T prompt positions, L positions after insertion, N tokens of a picture, H hidden size of the language
+model.
 """
 
 from collections.abc import Sequence

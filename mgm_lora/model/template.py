@@ -1,7 +1,7 @@
 """Gemma's conversation template, as pieces of text that are learned or not.
 
-`<start_of_turn>user\\n...<end_of_turn>\\n<start_of_turn>model\\n...<end_of_turn>\\n<eos>`, round after round: what the model says, up to `<eos>`, is
-learned; all else is masked. It knows no tokens.
+`<start_of_turn>user\\n...<end_of_turn>\\n<start_of_turn>model\\n...<end_of_turn>\\n<eos>`, round after round: what the
+model says, up to `<eos>`, is learned; all else is masked. It knows no tokens.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""An arm of the comparison, trained and written: the LoRA adapter, or the full fine-tune beside it; same data, same order, same budget.
+"""An arm of the comparison, trained and written: the LoRA adapter, or the full fine-tune beside it; same data, same order,
+same budget.
 
-Each leaves a folder with its weights, the losses on the way and a manifest, and hands back its figures (which no two runs share). It doesn't know
-how an arm will be scored.
+Each leaves a folder with its weights, the losses on the way and a manifest, and hands back its figures (which no two
+runs share). It doesn't know how an arm will be scored.
 """
 
 import hashlib
@@ -172,4 +173,6 @@ def _manifest(
 def _check_finite(model: nn.Module) -> None:
     broken = [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
     if broken:
-        raise TrainingError(f"{len(broken)} trained tensors hold values that are no numbers, first {broken[0]}: nothing was written")
+        raise TrainingError(
+            f"{len(broken)} trained tensors hold values that are no numbers, first {broken[0]}: nothing was written"
+        )

@@ -20,9 +20,9 @@ class ConversationRow(Protocol):
     """A conversation and the names of its pictures."""
 
     @property
-    def turns(self) -> Sequence[tuple[str, str]]: ...  # noqa: D102
+    def turns(self) -> Sequence[tuple[str, str]]: ...
     @property
-    def pictures(self) -> Sequence[str]: ...  # noqa: D102
+    def pictures(self) -> Sequence[str]: ...
 
 
 class ConversationDataset(Dataset[tuple[EncodedText, tuple[Path, ...]]]):

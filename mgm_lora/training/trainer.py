@@ -1,7 +1,8 @@
-"""The training loop of both arms: transformers' Trainer, with a learning rate per group and checkpoints of what is trained.
+"""The training loop of both arms: transformers' Trainer, with a learning rate per group and checkpoints of what is
+trained.
 
-It overrides four things: the optimizer's groups, what a checkpoint holds (the trained parameters, not the frozen base), how it is read again, and
-which checkpoint counts as whole. It doesn't know LoRA from full training.
+It overrides four things: the optimizer's groups, what a checkpoint holds (the trained parameters, not the frozen base),
+how it is read again, and which checkpoint counts as whole. It doesn't know LoRA from full training.
 """
 
 import json
@@ -114,30 +115,33 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-class GroupedTrainer(Trainer):  # type: ignore[misc]
+class GroupedTrainer(Trainer):
     """A Trainer whose optimizer has a learning rate per group and whose checkpoints hold the trained parameters only."""
 
-    def __init__(self, *, groups: Sequence[TrainableGroup], **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, model: nn.Module, groups: Sequence[TrainableGroup], **arguments: Any) -> None:
+        super().__init__(model=model, **arguments)
+        self._trained_model = model
         self._groups = tuple(groups)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the groups; matrices decay, norms and biases don't."""
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(
-                parameter_groups(self.model, groups=self._groups, weight_decay=self.args.weight_decay)
+                parameter_groups(self._trained_model, groups=self._groups, weight_decay=self.args.weight_decay)
             )
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        trained = {name: p.detach().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        folder = Path(output_dir or str(self.args.output_dir))
+        trained = {
+            name: p.detach().contiguous() for name, p in self._trained_model.named_parameters() if p.requires_grad
+        }
         with new_file(folder / TRAINED_NAME) as path:
             save_file(trained, path)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / TRAINED_NAME)
-        parameters = {name: p for name, p in (model or self.model).named_parameters() if p.requires_grad}
+        parameters = {name: p for name, p in (model or self._trained_model).named_parameters() if p.requires_grad}
         if stored.keys() != parameters.keys():
             raise TrainingError(
                 f"checkpoint '{resume_from_checkpoint}' holds {len(stored)} parameters, {len(parameters)} are trained now:"
@@ -148,14 +152,16 @@ class GroupedTrainer(Trainer):  # type: ignore[misc]
                 parameter.copy_(stored[name])
 
 
-class StopAtBrokenLoss(TrainerCallback):  # type: ignore[misc]
+class StopAtBrokenLoss(TrainerCallback):
     """Ends a training whose loss is no number any more."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Raises TrainingError at the first logged loss that is not finite."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {state.global_step}: lower the learning rate, or look at the data")
+            raise TrainingError(
+                f"the loss is {loss} at step {state.global_step}: lower the learning rate, or look at the data"
+            )
 
 
 def parameter_groups(

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from mgm_lora.errors import SettingsError
 from mgm_lora.settings import PointSettings, read_settings
 
-from ..conftest import ROOT  # noqa: TID252
+from ..conftest import ROOT
 
 
 def write(folder: Path, **changes: Any) -> Path:

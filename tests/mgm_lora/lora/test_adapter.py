@@ -68,7 +68,9 @@ def test_files_hold_every_trained_parameter_and_no_other(
     assert not (folder / "README.md").exists()
 
 
-def test_other_base_is_refused(trained: TrainableModel, save: Callable[[TrainableModel], Path], tiny_base: Path) -> None:
+def test_other_base_is_refused(
+    trained: TrainableModel, save: Callable[[TrainableModel], Path], tiny_base: Path
+) -> None:
     folder = save(trained)
     with pytest.raises(BaseChangedError, match="digest aaaaaaaaaaaa, found a base with digest bbbbbbbbbbbb"):
         load_adapter(load_model(tiny_base, dtype=torch.float32), folder=folder, base_digest="b" * 64)

@@ -51,7 +51,9 @@ def test_vision_adapters_get_gradients_though_the_tower_is_frozen(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.model.parameters() if p.requires_grad)
 
 
-def test_each_point_keeps_its_rank_scale_dropout_and_rate(model: MGMForConditionalGeneration, all_points: LoraSettings) -> None:
+def test_each_point_keeps_its_rank_scale_dropout_and_rate(
+    model: MGMForConditionalGeneration, all_points: LoraSettings
+) -> None:
     trainable = inject_adapter_(model, lora=all_points, seed=1)
     assert isinstance(trainable.model, PeftModel)
     plain = trainable.model.base_model.model
@@ -66,7 +68,9 @@ def test_each_point_keeps_its_rank_scale_dropout_and_rate(model: MGMForCondition
     assert rates["language_attention"] == 1e-3
 
 
-def test_same_seed_builds_the_same_adapter(model: MGMForConditionalGeneration, all_points: LoraSettings, tiny_base: object) -> None:
+def test_same_seed_builds_the_same_adapter(
+    model: MGMForConditionalGeneration, all_points: LoraSettings, tiny_base: object
+) -> None:
     from mgm_lora.model.checkpoint import load_model
 
     first = inject_adapter_(model, lora=all_points, seed=5)

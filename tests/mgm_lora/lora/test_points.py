@@ -11,7 +11,7 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import POINT_NAMES, LoraSettings, PointSettings
 
-from ...conftest import GOLDENS  # noqa: TID252
+from ...conftest import GOLDENS
 
 
 def test_points_name_only_their_own_part(model: MGMForConditionalGeneration, all_points: LoraSettings) -> None:
@@ -28,9 +28,13 @@ def test_points_name_only_their_own_part(model: MGMForConditionalGeneration, all
     assert resolved["projector"] == {"mm_projector.0", "mm_projector.2"}
 
 
-def test_point_that_names_nothing_is_told_with_the_nearest(model: MGMForConditionalGeneration, all_points: LoraSettings) -> None:
+def test_point_that_names_nothing_is_told_with_the_nearest(
+    model: MGMForConditionalGeneration, all_points: LoraSettings
+) -> None:
     patterns = {"projector": r"mm_projektor\.(0|2)"}
-    with pytest.raises(NoMatchingModuleError, match=r"point 'projector' matched no module .*nearest: .*mm_projector") as error:
+    with pytest.raises(
+        NoMatchingModuleError, match=r"point 'projector' matched no module .*nearest: .*mm_projector"
+    ) as error:
         resolve_points(model, points=all_points.points(), patterns=patterns)
     assert "language_attention" not in str(error.value)
 
@@ -63,7 +67,9 @@ def test_real_size_counts_are_the_published_ones() -> None:
     assert counts == {
         "language_attention": recorded["gemma all attention (q,k,v,o)"],
         "language_mlp": recorded["gate+up+down"],
-        "vision_attention": recorded["CLIP attention alone, first 23 layers (layer 24 gets no gradient at select_layer -2)"],
+        "vision_attention": recorded[
+            "CLIP attention alone, first 23 layers (layer 24 gets no gradient at select_layer -2)"
+        ],
         "projector": recorded["mm_projector alone (2 linears)"],
         "mining": recorded["vlm_uni alone (3 linears)"],
     }

@@ -61,7 +61,9 @@ def make_adapter(base: Base, tmp_path: Path) -> Callable[[float], Path]:
     return make
 
 
-def merge(adapter: Path, *, base: Base, probes: list[Probe], destination: Path, merging: MergingSettings = MERGING) -> MergeProof:
+def merge(
+    adapter: Path, *, base: Base, probes: list[Probe], destination: Path, merging: MergingSettings = MERGING
+) -> MergeProof:
     return merge_with_proof(
         adapter,
         base=base,

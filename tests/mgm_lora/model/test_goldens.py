@@ -14,7 +14,7 @@ from mgm_lora.model.keys import to_ours, to_published
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.mining import mine_patch_info
 
-from ...conftest import GOLDENS  # noqa: TID252
+from ...conftest import GOLDENS
 
 LOGITS, GRADIENTS, FEATURES = 2e-5, 2e-5, 1e-5
 
@@ -176,4 +176,3 @@ def test_last_clip_layer_never_gets_a_gradient(golden: Golden) -> None:
 def _assert_features(ours: Tensor, recorded: Tensor) -> None:
     assert ours.shape == recorded.shape
     assert (ours - recorded).abs().max() <= FEATURES * recorded.abs().max()
-

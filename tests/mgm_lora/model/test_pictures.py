@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mgm_lora.errors import PictureError
 from mgm_lora.model.pictures import MEAN, RESCALE, STD, open_picture, picture_pixels
 
-from ...conftest import GOLDENS  # noqa: TID252
+from ...conftest import GOLDENS
 
 FOLDER = GOLDENS / "preprocess"
 RECORDED = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))

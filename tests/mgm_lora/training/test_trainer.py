@@ -18,7 +18,9 @@ from mgm_lora.training.trainer import TRAINED_NAME, newest_checkpoint, parameter
 Make = Callable[[], TrainableModel]
 
 
-def train(trainable: TrainableModel, training: TrainingSettings, data: TrainingData, folder: Path, *callbacks: Any) -> Any:
+def train(
+    trainable: TrainableModel, training: TrainingSettings, data: TrainingData, folder: Path, *callbacks: Any
+) -> Any:
     return run_training(
         trainable,
         training=training,

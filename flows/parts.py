@@ -1,0 +1,36 @@
+"""Parts of the pipeline as flows of their own, so that each can have its own schedule, work pool and page in Prefect.
+
+A part brings its stages up to date and, as `dvc repro STAGE` does, what they need: it never builds on something stale,
+and what is unchanged is Cached. Unlike the pipeline, a part has to say which stages it is about; that is all it knows.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.pipeline import run_stages
+
+
+@flow(persist_result=False)
+def validation(force: bool = False, pull: bool = True) -> State[Any]:
+    """Checks the data, and writes the table of samples and the Data Docs."""
+    return run_stages(["validate"], force=force, pull=pull)
+
+
+@flow(persist_result=False)
+def training(force: bool = False, pull: bool = True) -> State[Any]:
+    """Trains both arms, the adapter and the full fine-tune."""
+    return run_stages(["train"], force=force, pull=pull)
+
+
+@flow(persist_result=False)
+def evaluation(force: bool = False, pull: bool = True) -> State[Any]:
+    """Merges, scores every model, and compares them."""
+    return run_stages(["merge", "evaluate", "compare"], force=force, pull=pull)
+
+
+@flow(persist_result=False)
+def registration(force: bool = False, pull: bool = True) -> State[Any]:
+    """Registers the adapter with its scores."""
+    return run_stages(["register"], force=force, pull=pull)

@@ -1,0 +1,155 @@
+"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, and `summary`.
+
+Exit codes: 0 done; 2 bad input (settings, data, arguments); 3 a proof or gate that did not hold; 4 the machine (disk,
+permissions). It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mgm_lora.errors import MgmLoraError
+from mgm_lora.settings import Settings, read_settings
+
+app = typer.Typer(
+    name="mgm-lora",
+    help="Teaches MGM-2B your pictures and questions with LoRA, beside a full fine-tune to compare with.\n\n"
+    "`dvc repro` runs all stages in order and only those whose inputs changed. Each command below is one of them and can be run by hand, from the"
+    " project's root, once the ones before it have run: validate, train --arm lora, train --arm full, merge,"
+    " evaluate --model base (lora, merged, full), compare, register.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Params = Annotated[
+    Path, typer.Option("--params", help="The settings file; mgm_lora/settings.py says what each entry is.")
+]
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process with its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("mgm_lora").setLevel(logging.INFO)
+    try:
+        app(args=None if arguments is None else list(arguments), standalone_mode=True)
+    except MgmLoraError as error:
+        print(f"mgm-lora: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def validate(params: Params = DEFAULT_PARAMS) -> None:
+    """Checks the data (Great Expectations) and writes the samples, the rejects with their reasons, and the Data Docs."""
+    settings = _begin(params)
+    from mgm_lora.stages import validate as stage
+
+    stage.run(settings)
+
+
+@app.command()
+def train(
+    arm: Annotated[
+        str, typer.Option(help="lora: an adapter at the points of the settings; full: the fine-tune to compare with.")
+    ],
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Trains one arm. Killed, it goes on from its newest checkpoint when run again with the same settings."""
+    _one_of(arm, ("lora", "full"), "--arm")
+    settings = _begin(params)
+    from mgm_lora.stages import train as stage
+
+    stage.run(settings, arm=arm)
+
+
+@app.command()
+def merge(params: Params = DEFAULT_PARAMS) -> None:
+    """Folds the adapter into the base and proves that the merged model answers as the adapter does."""
+    settings = _begin(params)
+    from mgm_lora.stages import merge as stage
+
+    stage.run(settings)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="base, lora, merged or full.")],
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Asks one model the held-out questions and those on what the base knew; scores with intervals."""
+    _one_of(model, ("base", "lora", "merged", "full"), "--model")
+    settings = _begin(params)
+    from mgm_lora.stages import evaluate as stage
+
+    stage.run(settings, arm=model)
+
+
+@app.command()
+def compare(params: Params = DEFAULT_PARAMS) -> None:
+    """Sets the arms side by side: retention, forgetting, cost; writes reports/comparison.html."""
+    settings = _begin(params)
+    from mgm_lora.stages import compare as stage
+
+    stage.run(settings)
+
+
+@app.command()
+def register(params: Params = DEFAULT_PARAMS) -> None:
+    """Logs the runs to MLflow and registers the adapter as a version with the alias `challenger`."""
+    settings = _begin(params)
+    from mgm_lora.stages import register as stage
+
+    stage.run(settings)
+
+
+@app.command()
+def summary(params: Params = DEFAULT_PARAMS) -> None:
+    """Prints the table of arms and where to look."""
+    settings = _begin(params)
+    from mgm_lora.stages import summary as stage
+
+    stage.run(settings)
+
+
+@app.command()
+def ask(
+    picture: Annotated[Path, typer.Argument(help="A picture file.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder (artifacts/trained/lora) or a registered version (models:/NAME@challenger); none: the base answers."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Answers a question about a picture.
+
+    Example: mgm-lora ask data/pictures/easy_vqa/heldout/1.png "what color is the shape?" --adapter artifacts/trained/lora
+    """
+    settings = _begin(params)
+    from mgm_lora.stages import ask as stage
+
+    print(stage.run(settings, picture=picture, question=question, adapter=adapter, max_new_tokens=max_new_tokens))
+
+
+def _begin(params: Path) -> Settings:
+    """Every stage's first act: end with the parent, and know the settings."""
+    from mgm_lora.stages.process import die_with_parent
+
+    die_with_parent()
+    for variable, value in (("TOKENIZERS_PARALLELISM", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true")):
+        os.environ.setdefault(variable, value)
+    return read_settings(params)
+
+
+def _one_of(value: str, allowed: Sequence[str], option: str) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)

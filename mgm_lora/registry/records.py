@@ -1,0 +1,216 @@
+"""What a registration reads: every arm's artifacts, checked to be whole and to belong together.
+
+All of it before the store is touched. It doesn't know MLflow.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from mgm_lora.artifacts import Manifest, digest_file, digest_folder, read_manifest
+from mgm_lora.errors import ArtifactError, MergeProofError
+
+SUBJECT = "lora"
+_TRAINED_KINDS = {"lora": "TrainedAdapter", "full": "TrainedModel"}
+_HISTORY_NAME = "history.json"
+
+
+@dataclass(frozen=True)
+class RegistrationSources:
+    """Where the pipeline left things."""
+
+    samples: Path
+    """The SampleTable."""
+    trained: Path
+    """Holds a folder per trained arm."""
+    merged: Path
+    """The MergedModel, whose manifest holds the proof."""
+    scores: Path
+    """Holds a folder of Scores per arm."""
+    metrics: Path
+    """Holds `train-<arm>.json` and `comparison.json`."""
+    report: Path
+    data_docs: Path
+    lock: Path
+    """`dvc.lock`; need not be there."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A file of the SampleTable."""
+
+    name: str
+    path: Path
+    digest: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """One arm: its scores, and its training where it had one."""
+
+    name: str
+    scores: Path
+    scores_manifest: Manifest
+    trained: Path | None
+    trained_manifest: Manifest | None
+    history: Mapping[str, Sequence[Mapping[str, float]]]
+    """Empty where the arm had no training of its own."""
+    cost: Mapping[str, float]
+    """What the training took; empty likewise."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every section that made the arm."""
+        trained = self.trained_manifest.settings if self.trained_manifest else {}
+        return {**self.scores_manifest.settings, **trained}
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """One way through the pipeline."""
+
+    sources: RegistrationSources
+    arms: Mapping[str, ArmRecord]
+    merged_manifest: Manifest
+    datasets: tuple[Dataset, ...]
+    comparison: Mapping[str, Any]
+    commit: str | None
+    """Of git, where there is one."""
+
+    @property
+    def adapter(self) -> Path:
+        """The TrainedAdapter's folder."""
+        return self.sources.trained / SUBJECT
+
+    @property
+    def adapter_manifest(self) -> Manifest:
+        """Of the TrainedAdapter."""
+        manifest = self.arms[SUBJECT].trained_manifest
+        assert manifest is not None
+        return manifest
+
+    @cached_property
+    def adapter_digest(self) -> str:
+        """Identity of the adapter: its weights, what scales them and the base below; not which run made it."""
+        manifest = self.adapter_manifest
+        weights = digest_folder(self.adapter, pattern="*.safetensors")
+        return _digest([weights, manifest.settings.get(SUBJECT), manifest.base["digest"]])
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Identity of the samples."""
+        return _digest({dataset.name: dataset.digest for dataset in self.datasets})
+
+    @cached_property
+    def parents(self) -> dict[str, str]:
+        """Digests of all that is registered."""
+        scores = {f"scores/{name}": digest_folder(arm.scores) for name, arm in self.arms.items()}
+        histories = {
+            f"trained/{name}": digest_file(arm.trained / _HISTORY_NAME)
+            for name, arm in self.arms.items()
+            if arm.trained
+        }
+        report = {"report": digest_file(self.sources.report)}
+        return {"adapter": self.adapter_digest, "samples": self.data_digest, **histories, **scores, **report}
+
+    @property
+    def identity(self) -> str:
+        """The same for the same results, whenever they were made."""
+        return _digest(self.parents)
+
+
+def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> PipelineRecord:
+    """Reads all that is registered.
+
+    Args:
+        sources: where it lies.
+        arms: those with scores; `lora` must be among them.
+
+    Raises:
+        ArtifactError: something is missing, not whole, or of another adapter.
+        MergeProofError: the merged model was not proven to be the adapter.
+    """
+    read_manifest(sources.samples, kind="SampleTable")
+    record = PipelineRecord(
+        sources=sources,
+        arms={name: _read_arm(name, sources) for name in arms},
+        merged_manifest=read_manifest(sources.merged, kind="MergedModel"),
+        datasets=tuple(_dataset(path) for path in sorted(sources.samples.glob("*.parquet")) if path.stem != "rejects"),
+        comparison=_read_json(sources.metrics / "comparison.json", stage="compare"),
+        commit=_find_commit(),
+    )
+    for path in (sources.report, sources.data_docs):
+        if not path.exists():
+            raise ArtifactError(f"no '{path}' to register: run `dvc repro`")
+    if not record.adapter_manifest.base.get("digest"):
+        raise ArtifactError(f"the manifest of '{record.adapter}' names no base digest: train again")
+    _check_proof(record)
+    return record
+
+
+def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
+    scores = sources.scores / name
+    trained = sources.trained / name
+    if name not in _TRAINED_KINDS:
+        return ArmRecord(name, scores, read_manifest(scores, kind="Scores"), None, None, {}, {})
+    return ArmRecord(
+        name=name,
+        scores=scores,
+        scores_manifest=read_manifest(scores, kind="Scores"),
+        trained=trained,
+        trained_manifest=read_manifest(trained, kind=_TRAINED_KINDS[name]),
+        history=_read_json(trained / _HISTORY_NAME, stage=f"train@{name}"),
+        cost=_read_json(sources.metrics / f"train-{name}.json", stage=f"train@{name}"),
+    )
+
+
+def _dataset(path: Path) -> Dataset:
+    return Dataset(path.stem, path, digest_file(path), pq.read_metadata(path).num_rows)
+
+
+def _check_proof(record: PipelineRecord) -> None:
+    manifest = record.merged_manifest
+    if manifest.parents.get("adapter") != digest_folder(record.adapter):
+        raise ArtifactError(
+            f"'{record.sources.merged}' was merged from another adapter than '{record.adapter}', so its proof says"
+            " nothing of this one: run `dvc repro merge`"
+        )
+    proof = manifest.details.get("proof", {})
+    if proof.get("passed") is not True:
+        raise MergeProofError(
+            f"the merge proof of '{record.sources.merged}' did not pass ({proof}), so '{record.adapter}' is not"
+            " registered: run `dvc repro merge` and look at its message"
+        )
+
+
+def _read_json(path: Path, *, stage: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"no figures at '{path}' ({error}): run `dvc repro {stage}`") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(
+            f"'{path}' must hold figures by name, found {type(value).__name__}: run `dvc repro {stage}`"
+        )
+    return value
+
+
+def _find_commit() -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,211 @@
+"""Writes one way through the pipeline as MLflow runs: a parent, and a child per arm with parameters, curves and scores.
+
+The run that a training opened becomes its arm's child. Where the store doesn't have it (another machine trained, the
+server was down), the child is written from the training's `history.json`, under the same names. It knows no versions.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from mgm_lora.registry.records import ArmRecord, PipelineRecord
+from mgm_lora.registry.store import Store
+
+IDENTITY_TAG = "mgm_lora.identity"
+ARM_TAG = "mgm_lora.arm"
+KEY_TAG = "mgm_lora.training_key"
+_PARENT_TAG = "mlflow.parentRunId"
+_CURVES = {"train": {"loss": "train_loss", "learning_rate": "learning_rate"}, "heldout": {"loss": "heldout_loss"}}
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # what MLflow takes at once
+_MAX_DATASET_DIGEST = 36
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Ids of the runs of one way through the pipeline."""
+
+    parent: str
+    arms: Mapping[str, str]
+
+
+def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs:
+    """Finds the parent with the record's identity, or writes it with its children.
+
+    Args:
+        store: where.
+        record: what.
+        undo: gets what takes back each step, in case a later one fails.
+    """
+    client = store.client
+    for run in _search(store, IDENTITY_TAG, record.identity):
+        children = _search(store, _PARENT_TAG, run.info.run_id)
+        arms = {str(child.data.tags.get(ARM_TAG)): child.info.run_id for child in children}
+        if run.info.status == "FINISHED" and arms.keys() >= record.arms.keys():
+            return Runs(run.info.run_id, arms)
+        _discard(client, run, children=children)
+    parent = str(client.create_run(store.experiment_id, run_name="pipeline", tags=_parent_tags(record)).info.run_id)
+    undo.callback(quietly, client.delete_run, parent)
+    arms = {
+        name: _write_arm(store, arm=arm, parent=parent, record=record, undo=undo) for name, arm in record.arms.items()
+    }
+    client.log_batch(parent, metrics=_metrics(_numbers(record.comparison)))
+    client.log_inputs(parent, datasets=_datasets(record, is_trained=True))
+    client.log_artifact(parent, str(record.sources.report))
+    client.log_artifacts(parent, str(record.sources.data_docs), "data_docs")
+    if record.sources.lock.is_file():
+        client.log_artifact(parent, str(record.sources.lock))
+    client.log_dict(parent, record.merged_manifest.model_dump(mode="json"), "merged.json")
+    client.set_terminated(parent)
+    return Runs(parent, arms)
+
+
+def _discard(client: MlflowClient, run: Run, *, children: Sequence[Run]) -> None:
+    """A registration that was killed, or whose training runs went to a newer one."""
+    for child in children:
+        if KEY_TAG not in child.data.tags:
+            client.delete_run(child.info.run_id)
+    client.delete_run(run.info.run_id)
+
+
+def link_model(store: Store, *, run_id: str, model_id: str, arm: ArmRecord) -> None:
+    """Makes a logged model the run's output, and the arm's scores the model's own."""
+    store.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
+    scores = _numbers(arm.scores_manifest.details)
+    _log(store.client, run_id, metrics=_metrics(scores, model_id=model_id))
+
+
+def _search(store: Store, tag: str, value: str) -> list[Run]:
+    return list(
+        store.client.search_runs(
+            [store.experiment_id],
+            f"tags.`{tag}` = '{value}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1000,
+        )
+    )
+
+
+def _parent_tags(record: PipelineRecord) -> dict[str, str]:
+    commit = {"mlflow.source.git.commit": record.commit} if record.commit else {}
+    return {IDENTITY_TAG: record.identity, **commit}
+
+
+def _write_arm(store: Store, *, arm: ArmRecord, parent: str, record: PipelineRecord, undo: ExitStack) -> str:
+    client = store.client
+    tags = {_PARENT_TAG: parent, ARM_TAG: arm.name}
+    run = _training_run(store, arm)
+    if run is None:
+        run = client.create_run(store.experiment_id, run_name=arm.name, tags=tags)
+        undo.callback(quietly, client.delete_run, run.info.run_id)
+        _log(client, run.info.run_id, metrics=_curves(arm))
+        client.set_terminated(run.info.run_id)
+    else:
+        _adopt(client, run, tags=tags, undo=undo)
+    run_id = str(run.info.run_id)
+    params = [Param(name, str(value)) for name, value in _leaves(arm.settings, ".") if name not in run.data.params]
+    _log(client, run_id, metrics=_metrics(_figures(arm)), params=params)
+    client.log_inputs(run_id, datasets=_datasets(record, is_trained=arm.trained is not None))
+    client.log_artifacts(run_id, str(arm.scores), "scores")
+    if arm.trained_manifest:
+        client.log_dict(run_id, arm.trained_manifest.model_dump(mode="json"), "trained.json")
+    return run_id
+
+
+def _adopt(client: MlflowClient, run: Run, *, tags: Mapping[str, str], undo: ExitStack) -> None:
+    before = run.data.tags.get(_PARENT_TAG)
+    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    if before is None:
+        undo.callback(quietly, client.delete_tag, run.info.run_id, _PARENT_TAG)
+    else:
+        undo.callback(quietly, client.set_tag, run.info.run_id, _PARENT_TAG, before)
+
+
+def _training_run(store: Store, arm: ArmRecord) -> Run | None:
+    """The finished run that the arm's training opened, if it is in this store."""
+    if arm.trained_manifest is None:
+        return None
+    key = arm.trained_manifest.details.get("training_key")
+    runs = _search(store, KEY_TAG, key) if key else []
+    return next((run for run in runs if run.info.status == "FINISHED"), None)
+
+
+def _curves(arm: ArmRecord) -> list[Metric]:
+    now = _now()
+    return [
+        Metric(metric, float(row[name]), now, int(row["step"]))
+        for part, names in _CURVES.items()
+        for row in arm.history.get(part, ())
+        for name, metric in names.items()
+        if name in row
+    ]
+
+
+def _figures(arm: ArmRecord) -> dict[str, float]:
+    """Scores under their own names; what the training took apart from the curves that bear the same names."""
+    return {**_numbers(arm.scores_manifest.details), **{f"training/{name}": value for name, value in arm.cost.items()}}
+
+
+def _datasets(record: PipelineRecord, *, is_trained: bool) -> list[DatasetInput]:
+    return [
+        DatasetInput(
+            MlflowDataset(
+                name=dataset.name,
+                digest=dataset.digest[:_MAX_DATASET_DIGEST],
+                source_type="local",
+                source=json.dumps({"uri": dataset.path.as_posix()}),
+                profile=json.dumps({"num_rows": dataset.num_rows, "sha256": dataset.digest}),
+            ),
+            [InputTag("mlflow.data.context", "training" if dataset.name == "train" else "evaluation")],
+        )
+        for dataset in record.datasets
+        if is_trained or dataset.name != "train"
+    ]
+
+
+def _log(client: MlflowClient, run_id: str, *, metrics: list[Metric], params: list[Param] | None = None) -> None:
+    for start in range(0, len(metrics), _MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+    for start in range(0, len(params or []), _MAX_PARAMS):
+        client.log_batch(run_id, params=(params or [])[start : start + _MAX_PARAMS])
+
+
+def _metrics(figures: Mapping[str, float], *, model_id: str | None = None) -> list[Metric]:
+    now = _now()
+    return [
+        Metric(re.sub(r"[^/\w.\- :]", "_", name), float(value), now, 0, model_id=model_id)
+        for name, value in figures.items()
+    ]
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    leaves = _leaves(figures, "/")
+    return {name: value for name, value in leaves if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def _leaves(value: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _leaves(entry, separator, f"{prefix}{name}{separator}")
+        else:
+            yield f"{prefix}{name}", entry
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def quietly(work: Callable[..., object], *arguments: str) -> None:
+    """Takes a step back; what stopped the registration is the error to tell, not this one."""
+    try:
+        work(*arguments)
+    except (MlflowException, OSError):
+        return

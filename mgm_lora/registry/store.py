@@ -1,0 +1,143 @@
+"""Opens MLflow's store: a SQLite file with its artifacts beside it, or a server.
+
+With SQLite, MLflow writes absolute paths of artifacts into the database (a relative `artifact_location` is made
+absolute too), so a project that is moved or copied would read, and write, in its old place. Here the artifacts lie in
+`mlartifacts/` beside the file, and a store that finds itself elsewhere corrects its paths when it is opened. It knows
+nothing of what is stored.
+"""
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.telemetry import set_telemetry_client
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from mgm_lora.errors import RegistryError
+from mgm_lora.settings import RegistrySettings
+
+logger = logging.getLogger(__name__)
+
+ARTIFACTS_NAME = "mlartifacts"
+_PATH_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store."""
+
+    client: mlflow.MlflowClient
+    experiment_id: str
+    tracking_uri: str
+
+
+def open_store(registry: RegistrySettings) -> Store:
+    """Points MLflow at the store, and makes its tables and our experiment where they aren't there.
+
+    Raises:
+        RegistryError: it can't be reached or read, or it was moved here without its artifacts.
+    """
+    _prepare()
+    database = _database(registry.tracking_uri)
+    # absolute: MLflow keeps an opened store by its address, and would serve that of another working directory
+    address = f"sqlite:///{database}" if database else registry.tracking_uri
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    try:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(registry.experiment)
+        if experiment is None:
+            experiment = _create_experiment(client, name=registry.experiment, database=database)
+    except MlflowException as error:
+        raise RegistryError(
+            f"MLflow's store '{registry.tracking_uri}' can't be opened: {str(error).splitlines()[0]}."
+            " Look at registry.tracking_uri, and whether the server runs"
+        ) from error
+    if experiment.lifecycle_stage != "active":
+        raise RegistryError(
+            f"MLflow's experiment '{registry.experiment}' was deleted: restore it with `mlflow experiments restore"
+            f" --experiment-id {experiment.experiment_id}`, or set registry.experiment to another name"
+        )
+    if database is not None:
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # "downloading" is a copy here
+        _follow_move(database, recorded=Path(experiment.artifact_location))
+    return Store(client=client, experiment_id=experiment.experiment_id, tracking_uri=address)
+
+
+def _prepare() -> None:
+    """Of this process: no telemetry, no chatter, and an answer within half a minute where there is no server."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    set_telemetry_client()  # MLflow makes its sender when it is imported; this takes it away again
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The SQLite file, seen to be writable (MLflow tries for minutes); None for any other store."""
+    try:
+        url = make_url(tracking_uri)
+    except ArgumentError:
+        return None
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    path = Path(url.database).resolve()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+    except (OSError, sqlite3.Error) as error:
+        raise RegistryError(
+            f"MLflow's store '{path}' can't be written ({error}): is it a SQLite file, is there space and permission,"
+            " does another program hold it?"
+        ) from error
+    return path
+
+
+def _create_experiment(client: mlflow.MlflowClient, *, name: str, database: Path | None) -> Experiment:
+    location = None
+    if database is not None:
+        folder = database.parent / ARTIFACTS_NAME
+        folder.mkdir(exist_ok=True)
+        location = str(folder)
+    try:
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        made_by_another = client.get_experiment_by_name(name)
+        if made_by_another is None:
+            raise
+        return made_by_another
+    return client.get_experiment(experiment_id)
+
+
+def _follow_move(database: Path, *, recorded: Path) -> None:
+    """Puts the new place for the old one in every path of a store that was moved or copied."""
+    here = database.parent / ARTIFACTS_NAME
+    if recorded == here or not recorded.is_absolute() or recorded.name != ARTIFACTS_NAME:
+        return
+    if not here.is_dir():
+        raise RegistryError(
+            f"MLflow's store '{database}' was made in '{recorded.parent}' and has no '{ARTIFACTS_NAME}' folder beside"
+            " it here: bring that folder too, or move the file back"
+        )
+    old, new = str(recorded.parent), str(database.parent)
+    num_changed = 0
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in _PATH_COLUMNS:
+            num_changed += connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new + "/", len(old) + 2, len(old) + 1, old + "/"),
+            ).rowcount
+    logger.warning("MLflow's store moved from '%s' to '%s': %d paths in it were corrected", old, new, num_changed)

@@ -1,0 +1,15 @@
+"""Where the stages put things, relative to the project's root. `dvc.yaml` names the same paths."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+SAMPLES = Path("artifacts/samples")
+TRAINED = Path("artifacts/trained")
+MERGED = Path("artifacts/merged")
+SCORES = Path("artifacts/scores")
+REGISTERED = Path("artifacts/registered")
+METRICS = Path("metrics")
+PLOTS = Path("reports/plots")
+DATA_DOCS = Path("reports/validation")
+REPORT = Path("reports/comparison.html")
+CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs

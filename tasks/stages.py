@@ -1,0 +1,91 @@
+"""The Prefect tasks: one run of `run_stage` is one stage of `dvc.yaml`.
+
+DVC judges what is up to date, so Prefect's own result cache stays off: it can't see the files (it served stale results
+for a changed file at the same path). The states say how it went: Completed, Cached (DVC found nothing to do, or
+restored it), Failed, NotRun. A task knows one stage; which ones there are, and their order, the flow asks of
+`tasks.dag`.
+"""
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Failed
+
+from tasks.child import Reproduction, command_by_hand, reproduce
+from tasks.dag import Stage, is_unchanged
+from tasks.showing import Log, show_products
+
+
+@task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
+def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any]:
+    """Brings one stage up to date, and shows what it made."""
+    log = get_run_logger()
+    if not force and is_unchanged(stage.name, root=root):
+        log.info("'%s' didn't change, skipping", stage.name)
+        show_products(stage, root=root, log=log)
+        return Completed(name="Cached", message="unchanged")
+    started = time.monotonic()
+    with _card(stage, log=log):
+        reproduction = reproduce(stage.name, root=root, force=force, pull=pull, on_line=log.info)
+    seconds = time.monotonic() - started
+    if reproduction.exit_code != 0:
+        return Failed(
+            message=_words_on_failure(
+                stage, reproduction, root=root, by_hand=command_by_hand(stage.name, force=force, pull=pull)
+            )
+        )
+    show_products(stage, root=root, log=log)
+    if not reproduction.ran:
+        return Completed(name="Cached", message=f"restored in {seconds:.1f} s: it has been made before")
+    return Completed(message=f"ran in {seconds:.1f} s")
+
+
+@task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
+def leave_out_stage(stage: Stage, *, because_of: str) -> State[Any]:
+    """Makes it visible that a stage was not run, and why."""
+    return Cancelled(name="NotRun", message=f"not run: it needs '{because_of}', which failed")
+
+
+@contextmanager
+def _card(stage: Stage, *, log: Log) -> Iterator[None]:
+    """Holds a slot of the limit that is named as the card (`gpu`), where the server has such a limit."""
+    if not stage.card:
+        yield
+    elif not _has_limit(stage.card):
+        log.info(
+            "'%s' asks for the card '%s', but there is no such concurrency limit: nothing to wait for",
+            stage.name,
+            stage.card,
+        )
+        yield
+    else:
+        log.info("waiting for the card '%s'", stage.card)
+        # strict: without it a limit that vanished meanwhile only warns. But a lost server must not end a training that goes well.
+        with concurrency(stage.card, strict=True, raise_on_lease_renewal_failure=False):
+            yield
+
+
+def _has_limit(name: str) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_global_concurrency_limit_by_name(name).active
+        except ObjectNotFound:
+            return False
+
+
+def _words_on_failure(stage: Stage, reproduction: Reproduction, *, root: Path, by_hand: str) -> str:
+    return (
+        f"stage '{stage.name}' failed with exit code {reproduction.exit_code}. Its last lines:\n\n"
+        + "\n".join(reproduction.last_lines)
+        + f"\n\nTo try by hand: cd {shlex.quote(str(root))} && {by_hand}"
+    )

@@ -1,0 +1,169 @@
+"""A small finished run on disk: 60 pictures with two questions each, 40 known ones, and four arms that answered."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from mgm_lora.artifacts import Manifest, write_json, write_manifest
+from mgm_lora.data.llava import Turn
+from mgm_lora.data.table import Sample, read_samples, write_samples
+from mgm_lora.evaluation.predictions import SET_NAMES, Prediction, make_predictions
+from mgm_lora.evaluation.scoring import write_scores
+from mgm_lora.evaluation.sources import ARMS, ComparisonSources
+from mgm_lora.settings import ComparisonSettings, EvaluationSettings, FullSettings
+
+NUM_HELDOUT = 60
+NUM_KNOWN = 40
+COLOURS = ("red", "green", "blue", "black")
+SHAPES = ("circle", "square", "triangle")
+MakeRun = Callable[..., ComparisonSources]
+
+# Right on how many of 60 held-out pictures and of 40 known ones.
+NUM_RIGHT = {"base": (6, 30), "lora": (54, 28), "merged": (54, 28), "full": (57, 18)}
+
+
+@pytest.fixture
+def evaluation() -> EvaluationSettings:
+    return EvaluationSettings(
+        batch_size=8, max_new_tokens=4, score_types=("colour", "shape"), confidence=0.95, num_resamples=500, seed=3
+    )
+
+
+@pytest.fixture
+def comparison_settings() -> ComparisonSettings:
+    return ComparisonSettings(retention_target=0.95, num_gallery_samples=12)
+
+
+@pytest.fixture
+def make_prediction() -> Callable[..., Prediction]:
+    def make(id: str, **fields: Any) -> Prediction:
+        defaults: dict[str, Any] = {
+            "set": "heldout",
+            "question_type": "colour",
+            "question": "which colour?",
+            "answer": "red",
+            "prediction": "red",
+            "correct": True,
+            "pictures": (f"{id}.png",),
+        }
+        return Prediction(id=id, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in [*(f"h{index}" for index in range(NUM_HELDOUT)), *(f"k{index}" for index in range(NUM_KNOWN))]:
+        index = int(name[1:])
+        picture = Image.new("RGB", (24, 24), "white")
+        ImageDraw.Draw(picture).ellipse((4, 4, 8 + index % 12, 20), fill=COLOURS[index % 4])
+        picture.save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
+    """Writes the run; `num_right` says on how many pictures of (heldout, known) an arm is right."""
+
+    def make(*, num_right: Mapping[str, tuple[int, int]] | None = None, with_known: bool = True) -> ComparisonSources:
+        sources = ComparisonSources(
+            samples=tmp_path / "artifacts/samples",
+            scores=tmp_path / "artifacts/scores",
+            trained=tmp_path / "artifacts/trained",
+            merged=tmp_path / "artifacts/merged",
+            metrics=tmp_path / "metrics",
+        )
+        _write_samples(sources.samples, with_known=with_known)
+        for arm in ARMS:
+            _write_answers(arm, sources, evaluation, (NUM_RIGHT | dict(num_right or {}))[arm])
+        _write_trained("lora", "TrainedAdapter", sources, share=0.031)
+        _write_trained("full", "TrainedModel", sources, share=0.9)
+        sources.merged.mkdir()
+        (sources.merged / "model.safetensors").write_bytes(bytes(2 * 2**20))
+        write_manifest(sources.merged, _manifest("MergedModel"))
+        return sources
+
+    return make
+
+
+def _write_samples(folder: Path, *, with_known: bool) -> None:
+    folder.mkdir(parents=True)
+    write_samples(list(_samples("t", 20)), path=folder / "train.parquet")
+    write_samples(list(_samples("h", NUM_HELDOUT)), path=folder / "heldout.parquet")
+    if with_known:
+        known = [replace(sample, question_type="emoji") for sample in _samples("k", NUM_KNOWN, kinds=("colour",))]
+        write_samples(known, path=folder / "known.parquet")
+    write_manifest(folder, _manifest("SampleTable"))
+
+
+def _samples(prefix: str, number: int, *, kinds: Sequence[str] = ("colour", "shape")) -> Iterator[Sample]:
+    for index in range(number):
+        for kind in kinds:
+            answers = COLOURS if kind == "colour" else SHAPES
+            yield Sample(
+                id=f"{prefix}{index}-{kind}",
+                pictures=(f"{prefix}{index}.png",),
+                turns=(Turn("human", f"<image>\nwhich {kind}?"), Turn("gpt", answers[index % len(answers)])),
+                question_type=kind,
+                picture_sha256=("0" * 64,),
+                width=24,
+                height=24,
+                num_tokens=30,
+                num_labels=2,
+            )
+
+
+def _write_answers(
+    arm: str, sources: ComparisonSources, evaluation: EvaluationSettings, num_right: tuple[int, int]
+) -> None:
+    predictions: list[Prediction] = []
+    for set_name, limit in zip(SET_NAMES, num_right, strict=True):
+        path = sources.samples / f"{set_name}.parquet"
+        if path.is_file():
+            samples = read_samples(path)
+            answers = [item.answer if _picture_index(item.id) < limit else "wrong" for item in samples]
+            predictions += make_predictions(samples, answers=answers, set_name=set_name)
+    write_scores(
+        predictions,
+        arm=arm,
+        samples=sources.samples,
+        evaluation=evaluation,
+        parents={"model": "ab" * 32},
+        base={"model": "data/base", "revision": None, "digest": "cd" * 32},
+        destination=sources.scores / arm,
+        metrics=sources.metrics / f"{arm}-scores.json",
+    )
+
+
+def _picture_index(sample_id: str) -> int:
+    return int(sample_id.partition("-")[0][1:])
+
+
+def _write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: float) -> None:
+    folder = sources.trained / arm
+    folder.mkdir(parents=True)
+    curve = [{"step": step, "samples": 8 * step, "loss": 4.0 / step, "learning_rate": 1.0e-3} for step in range(1, 30)]
+    write_json(folder / "history.json", {"train": curve, "heldout": curve[::7]})
+    write_manifest(folder, _manifest(kind))
+    record = {
+        "train_loss": 0.1,
+        "heldout_loss": 0.2,
+        "minutes": 1.5,
+        "peak_memory_gib": 2.25,
+        "samples_per_second": 80.0,
+        "trainable_parameters": int(1_000_000 * share),
+        "trainable_share": share,
+        "size_on_disk_mib": 3.5,
+    }
+    write_json(sources.metrics / f"train-{arm}.json", record)
+
+
+def _manifest(kind: str) -> Manifest:
+    full = FullSettings(learning_rate=1.0e-3, parts=("projector",))
+    return Manifest.make(kind, settings={"full": full}, parents={"data": "ef" * 32}, seed=17, details={"num_steps": 29})
