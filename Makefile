@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test check format base report mlflow lock clean
+.PHONY: help install demo test check format base report mlflow flow lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ mlflow: install ## MLflow's pages on this machine, until Ctrl-C (MLFLOW_PORT=500
 	@test -f mlflow.db || { echo "no mlflow.db yet: it is made by 'make demo'" >&2; exit 1; }
 	@echo "http://127.0.0.1:$(MLFLOW_PORT)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "$(BIN)/mlflow" ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
+
+flow: install ## the pipeline as a Prefect flow (OPTIONS=--help tells more)
+	@"$(BIN)/python" -m flows.pipeline $(OPTIONS)
 
 lock: | .venv/bin/python ## resolve requirements.lock anew (OPTIONS=--upgrade: newest versions)
 	@$(call of_lock,uv) > .venv/lock-tools.txt

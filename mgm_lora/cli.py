@@ -7,6 +7,7 @@ permissions). It wires words to stages and imports a stage only when it runs, so
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("mgm_lora").setLevel(logging.INFO)
+    _quieten_libraries()
     try:
         app(args=None if arguments is None else list(arguments), standalone_mode=True)
     except MgmLoraError as error:
@@ -145,9 +147,18 @@ def _begin(params: Path) -> Settings:
     from mgm_lora.stages.process import die_with_parent
 
     die_with_parent()
-    for variable, value in (("TOKENIZERS_PARALLELISM", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true")):
-        os.environ.setdefault(variable, value)
     return read_settings(params)
+
+
+def _quieten_libraries() -> None:
+    """What libraries say to their own developers, and their reports to their makers, are kept from people's terminals."""
+    defaults = {"TOKENIZERS_PARALLELISM": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a missing optional kernel for 4 bit on the CPU
+    for module in ("peft", "torch", "transformers"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
 
 
 def _one_of(value: str, allowed: Sequence[str], option: str) -> None:

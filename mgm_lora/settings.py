@@ -89,7 +89,7 @@ class ValidationSettings(Section):
     warn_only: tuple[str, ...] = Field(default=(), strict=False)
     """Names of checks whose failing rows are kept and only warned of."""
     num_workers: int = Field(ge=0)
-    """Processes that decode pictures; 0: one per core."""
+    """Threads that decode pictures; 0: one per core."""
 
 
 class PointSettings(Section):

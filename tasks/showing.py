@@ -10,11 +10,11 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from tasks.dag import Stage
 
@@ -42,7 +42,7 @@ def show_products(stage: Stage, *, root: Path, log: Log) -> None:
         _try(_show_output, path, root=root, log=log)
 
 
-def _try(show: Any, path: Path, *, root: Path, log: Log) -> None:
+def _try(show: Callable[..., None], path: Path, *, root: Path, log: Log) -> None:
     try:
         show(path, root=root)
     except (OSError, ValueError) as error:  # ValueError: not JSON, not UTF-8
@@ -101,7 +101,8 @@ def _show_output(path: Path, *, root: Path) -> None:
     media_type = _PICTURES.get(path.suffix.lower())
     if media_type and full_path.stat().st_size <= _MAX_PICTURE_BYTES:
         data = base64.b64encode(full_path.read_bytes()).decode("ascii")
-        create_image_artifact(f"data:{media_type};base64,{data}", key=_key(path), description=f"`{path}`")
+        # not an image artifact: the UI writes its address under the picture, here a screenful of base64
+        create_markdown_artifact(f"![{path}](data:{media_type};base64,{data})", key=_key(path), description=f"`{path}`")
     elif media_type or path.suffix == ".html":
         _show_link(path, root=root)
     elif (full_path / "index.html").is_file():

@@ -64,7 +64,7 @@ def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, s
     model.requires_grad_(False)
     low_rank = [point for point in points if point.settings.mode == "lora"]
     set_seed(seed)  # before the adapters are built, not when the trainer starts
-    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path or "")) if low_rank else model
+    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path or None)) if low_rank else model
     _set_dropouts_(wrapped, low_rank)
     _check_adapted(wrapped, low_rank)
     groups = [_trainable_group_(wrapped, point, default=lora.learning_rate) for point in points]
@@ -85,7 +85,7 @@ def thaw_parts_(model: MGMForConditionalGeneration, *, full: FullSettings, seed:
     return TrainableModel(model=model, groups=tuple(groups), points=())
 
 
-def lora_config(points: Sequence[ResolvedPoint], *, base_name: str) -> LoraConfig:
+def lora_config(points: Sequence[ResolvedPoint], *, base_name: str | None) -> LoraConfig:
     """PEFT's configuration of the points: one full-path pattern, with rank and alpha per point."""
     return LoraConfig(
         r=points[0].settings.rank,

@@ -14,6 +14,8 @@ from torch import Tensor
 from mgm_lora.model.answering import Question, answer_questions, picture_slots
 from mgm_lora.model.processor import MGMProcessor
 
+BATCH_SIZE = 8
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -40,13 +42,13 @@ class ProbeAnswers:
 def answer_probe(
     model: Any, *, probes: Sequence[Probe], processor: MGMProcessor, max_new_tokens: int, label: str
 ) -> ProbeAnswers:
-    """One sample at a time, so that no padding comes in."""
+    """Logits one sample at a time, so that no padding comes in; answers in batches, the same ones for every model."""
     logits = torch.cat([_answer_logits(model, probe, processor=processor) for probe in probes])
     answers = answer_questions(
         model,
         processor=processor,
         questions=[probe.question for probe in probes],
-        batch_size=1,
+        batch_size=BATCH_SIZE,
         max_new_tokens=max_new_tokens,
         label=label,
     )

@@ -152,7 +152,7 @@ def _load_shard_(model: MGMForConditionalGeneration, *, path: Path, dtype: torch
     """In place."""
     tied = _tied_names(model)
     with safe_open(path, framework="pt") as file:
-        state = {to_ours(key): file.get_tensor(key).to(dtype) for key in file.keys() if to_ours(key) not in tied}
+        state = {to_ours(key): file.get_tensor(key).to(dtype) for key in file.keys() if to_ours(key) not in tied}  # noqa: SIM118
     model.load_state_dict(state, strict=False, assign=True)
     for name, parameter in model.named_parameters():
         if name in state:

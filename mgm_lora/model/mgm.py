@@ -46,7 +46,7 @@ class MGMForConditionalGeneration(PreTrainedModel):
     if TYPE_CHECKING:  # transformers wraps these in a way that hides their arguments
         config: MGMConfig
 
-        def to(self, *arguments: Any, **options: Any) -> Self: ...
+        def to(self, *arguments: Any, **options: Any) -> Self: ...  # type: ignore[override]
         def eval(self) -> Self: ...
 
     def __init__(self, config: MGMConfig) -> None:

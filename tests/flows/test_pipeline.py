@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
+from dvc.repo import Repo
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -22,7 +25,7 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import Artifact, State, TaskRun
+from prefect.client.schemas.objects import Artifact, State, TaskRun, TaskRunResult
 from prefect.settings import get_current_settings
 
 from flows.parts import training
@@ -48,9 +51,7 @@ def test_each_stage_is_one_task_run_in_dvcs_order(first_run: Any, client: SyncPr
 def test_task_runs_form_the_same_graph(first_run: Any, client: SyncPrefectClient) -> None:
     runs = task_runs(first_run.state, client)
     names = {run.id: run.name for run in runs}
-    needs = {
-        run.name: {names[need.id] for need in run.task_inputs["wait_for"]} for run in runs if run.name != "prepare"
-    }
+    needs = {run.name: {names[need] for need in needs_of(run)} for run in runs if run.name != "prepare"}
 
     assert needs == {"train@lora": {"prepare"}, "train@full": {"prepare"}, "report": {"train@lora", "train@full"}}
 
@@ -58,9 +59,9 @@ def test_task_runs_form_the_same_graph(first_run: Any, client: SyncPrefectClient
 def test_lines_of_dvc_and_of_the_stage_are_in_the_log_of_its_task_run(
     first_run: Any, client: SyncPrefectClient
 ) -> None:
-    run_id = next(run.id for run in task_runs(first_run.state, client) if run.name == "train@lora")
+    train = next(run.id for run in task_runs(first_run.state, client) if run.name == "train@lora")
 
-    lines = [message for task_run_id, message in log(first_run.state, client) if task_run_id == run_id]
+    lines = [message for task_run_id, message in log(first_run.state, client) if task_run_id == train]
 
     assert lines[:3] == ["Running stage 'train@lora':", "> python stage.py lora lora.txt", "hello from lora"]
 
@@ -72,7 +73,7 @@ def test_metrics_plots_pictures_and_reports_are_artifacts(first_run: Any, client
         "lora": "table",
         "full": "table",
         "curve": "table",
-        "picture": "image",
+        "picture": "markdown",
         "docs": "markdown",
         "docs-index": "markdown",
     }
@@ -81,7 +82,7 @@ def test_metrics_plots_pictures_and_reports_are_artifacts(first_run: Any, client
         {"metric": "score.num_samples", "value": 1},
     ]
     assert json.loads(str(found["curve"].data))[1] == {"step": "2", "loss": "0.25"}
-    assert str(found["picture"].data).startswith("data:image/png;base64,")
+    assert str(found["picture"].data).startswith("![picture.png](data:image/png;base64,")
     assert (first_run.root / "docs" / "index.html").as_uri() in str(found["docs-index"].data)
 
 
@@ -141,7 +142,7 @@ def test_failure_says_why_and_stops_what_depends_on_it_visibly(project: Path, cl
         assert "lora met a negative value" in words
         assert f"cd {project} && dvc repro -s train@lora" in words
     assert message_of(runs["serve"]) == "not run: it needs 'train@lora', which failed"
-    assert {need.id for need in runs["serve"].task_inputs["wait_for"]} == {runs["report"].id}
+    assert needs_of(runs["serve"]) == {runs["report"].id}
     assert (project / "full.txt").read_text() == "full 5"
 
 
@@ -153,6 +154,16 @@ def test_stage_that_is_added_to_dvc_yaml_appears(project: Path, client: SyncPref
     assert states == {**dict.fromkeys(ORDER, "Cached"), "serve": "Completed"}
 
 
+def test_metrics_that_cannot_be_shown_are_named_and_do_no_harm(project: Path, client: SyncPrefectClient) -> None:
+    metrics = "    metrics:\n      - oops.json:\n          cache: false\n"
+    add_stage(project, "serve", dep="docs.html", then="&& echo oops > oops.json", more=metrics)
+
+    state = pipeline(return_state=True)
+
+    assert names_and_states(state, client)["serve"] == "Completed"
+    assert any(message.startswith("can't show 'oops.json'") for _, message in log(state, client))
+
+
 def test_part_runs_its_stages_and_what_they_need(project: Path, client: SyncPrefectClient) -> None:
     set_params(project, lora=3)
 
@@ -162,14 +173,14 @@ def test_part_runs_its_stages_and_what_they_need(project: Path, client: SyncPref
 
 
 def test_missing_data_is_pulled_only_where_asked(project: Path, client: SyncPrefectClient) -> None:
-    def dvc(*arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], check=True)
-
-    dvc("remote", "add", "--default", "here", str(project.parent / "remote"))
-    dvc("add", "source.txt")
-    dvc("push")
+    with Repo() as repo:
+        with repo.config.edit() as config:
+            config["remote"]["here"] = {"url": str(project.parent / "remote")}
+            config["core"]["remote"] = "here"
+        repo.add("source.txt")
+        repo.push()
     (project / "source.txt").unlink()
-    subprocess.run(["rm", "-r", str(project / ".dvc" / "cache")], check=True)
+    shutil.rmtree(project / ".dvc" / "cache")
 
     refused = pipeline(("prepare",), pull=False, return_state=True)
     pulled = pipeline(("prepare",), return_state=True)
@@ -242,9 +253,14 @@ def test_ended_flow_leaves_nothing_running(project: Path, prefect_server: None, 
         flow.wait()
 
 
+def run_id(state: State[Any]) -> UUID:
+    assert state.state_details.flow_run_id is not None
+    return state.state_details.flow_run_id
+
+
 def task_runs(state: State[Any], client: SyncPrefectClient) -> list[TaskRun]:
     """Those of a flow run, as they were started; the server hears of them by and by."""
-    run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id(state)]))
 
     def read() -> list[TaskRun]:
         return client.read_task_runs(flow_run_filter=run)
@@ -257,27 +273,33 @@ def names_and_states(state: State[Any], client: SyncPrefectClient) -> dict[str, 
     return {run.name: str(run.state_name) for run in task_runs(state, client)}
 
 
+def needs_of(run: TaskRun) -> set[UUID]:
+    return {need.id for need in run.task_inputs["wait_for"] if isinstance(need, TaskRunResult)}
+
+
 def message_of(run: TaskRun) -> str:
     assert run.state is not None
     return str(run.state.message)
 
 
 def log(state: State[Any], client: SyncPrefectClient) -> list[tuple[Any, str]]:
-    run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
-    wait_for(lambda: any("Finished in state" in entry.message for entry in client.read_logs(run)))
+    """Task run and message of each entry, once the flow's last one is there."""
+    run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id(state)]))
+
+    last = "Finished in state"
+    wait_for(lambda: any(not e.task_run_id and e.message.startswith(last) for e in client.read_logs(run)))
     return [(entry.task_run_id, entry.message) for entry in client.read_logs(run)]
 
 
 def artifacts(state: State[Any], client: SyncPrefectClient) -> list[Artifact]:
-    run_id = state.state_details.flow_run_id
-    return client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id])))
+    run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id(state)]))
+    return client.read_artifacts(artifact_filter=run)
 
 
-def add_stage(project: Path, name: str, *, dep: str) -> None:
+def add_stage(project: Path, name: str, *, dep: str, then: str = "", more: str = "") -> None:
+    command = f"python stage.py {name} {name}.txt {then}"
     with (project / "dvc.yaml").open("a") as file:
-        file.write(
-            f"  {name}:\n    cmd: python stage.py {name} {name}.txt\n    deps: [{dep}]\n    outs: [{name}.txt]\n"
-        )
+        file.write(f"  {name}:\n    cmd: {command}\n    deps: [{dep}]\n    outs: [{name}.txt]\n{more}")
 
 
 def set_params(project: Path, **values: int) -> None:

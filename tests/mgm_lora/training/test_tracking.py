@@ -198,7 +198,7 @@ def test_resumed_training_goes_on_in_its_run(store: str) -> None:
     def track(key: str, *, resume: bool) -> Any:
         return track_training("lora", open_experiment=opener(store), sections={}, key=key, resume=resume)
 
-    with pytest.raises(KeyboardInterrupt), track("k", resume=False) as first:
+    with pytest.raises(KeyboardInterrupt), track("k", resume=False) as first:  # noqa: PT012
         first.log({"train_loss": 3.0}, step=1)
         raise KeyboardInterrupt
     assert get_run(first).info.status == "KILLED"

@@ -1,0 +1,260 @@
+"""The whole way on a tiny base and real DVC: from pictures and questions to a registered adapter that answers, by the project's own dvc.yaml."""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from .conftest import ROOT
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "grey": (120, 120, 120)}
+ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
+STAGES = {
+    "validate",
+    "train@lora",
+    "train@full",
+    "merge",
+    "evaluate@base",
+    "evaluate@lora",
+    "evaluate@merged",
+    "evaluate@full",
+    "compare",
+    "register",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A user's clone after `dvc repro`: our code and dvc.yaml, their own pictures and base."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("mgm_lora", "tasks", "flows"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "requirements.lock", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(tiny_base, folder / "data" / "base")
+    for number, part in enumerate(("train", "heldout", "known")):
+        _write_samples(folder / "data", part, num_samples=(48, 24, 16)[number], shade=number)
+    _write_params(folder)
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data"]):
+        _run(command, folder)
+    _run(["dvc", "repro"], folder)
+    return folder
+
+
+def test_every_stage_leaves_what_it_says(project: Path) -> None:
+    for path in (
+        "artifacts/samples/train.parquet",
+        "artifacts/trained/lora/adapter_model.safetensors",
+        "artifacts/trained/full/model.safetensors",
+        "artifacts/merged/model.safetensors",
+        "artifacts/scores/merged/predictions.parquet",
+        "artifacts/registered/manifest.json",
+        "reports/comparison.html",
+        "reports/validation/index.html",
+        "mlflow.db",
+    ):
+        assert (project / path).is_file(), path
+    proof = json.loads((project / "metrics" / "merge.json").read_text(encoding="utf-8"))
+    assert proof["passed"]
+    assert set(json.loads((project / "metrics" / "comparison.json").read_text(encoding="utf-8"))["arms"]) == {
+        "base",
+        "lora",
+        "merged",
+        "full",
+    }
+
+
+def test_again_nothing_runs(project: Path) -> None:
+    assert _stages_run(_run(["dvc", "repro"], project)) == set()
+
+
+def test_summary_prints_every_arm_and_where_to_look(project: Path) -> None:
+    told = _run([sys.executable, "-m", "mgm_lora", "summary"], project)
+    for word in ("base", "LoRA", "merged", "full", "reports/comparison.html", "make mlflow"):
+        assert word in told
+
+
+def test_ask_answers_alike_from_folder_and_registry(project: Path) -> None:
+    ask = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what color is it?"]
+    by_folder = _run([*ask, "--adapter", "artifacts/trained/lora", "--max-new-tokens", "8"], project)
+    by_alias = _run([*ask, "--adapter", "models:/demo@challenger", "--max-new-tokens", "8"], project)
+    assert by_folder == by_alias
+
+
+def test_registered_version_predicts_as_the_adapter_scored(project: Path) -> None:
+    code = (
+        "import json, sys, mlflow, pandas as pd; mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "model = mlflow.pyfunc.load_model('models:/demo@challenger')\n"
+        "rows = pd.DataFrame(json.loads(sys.argv[1])); print('ANSWERS ' + json.dumps(list(model.predict(rows))))\n"
+    )
+    import pandas as pd
+
+    scored = pd.read_parquet(project / "artifacts" / "scores" / "lora" / "predictions.parquet")
+    rows = scored[scored["set"] == "heldout"].head(3)
+    files = [project / "data" / "pictures" / pictures[0] for pictures in rows["pictures"]]
+    asked = {
+        "picture": [base64.b64encode(file.read_bytes()).decode() for file in files],
+        "question": list(rows["question"]),
+    }
+    told = _run([sys.executable, "-c", code, json.dumps(asked)], project)
+    answers = json.loads(
+        next(line for line in told.splitlines() if line.startswith("ANSWERS ")).removeprefix("ANSWERS ")
+    )
+    assert answers == list(rows["prediction"])
+
+
+def test_changed_base_is_refused_in_one_line(project: Path) -> None:
+    config = project / "data" / "base" / "config.json"
+    before = config.read_bytes()
+    config.unlink()  # it may be a link into DVC's cache
+    config.write_bytes(before.replace(b'"max_length": 128', b'"max_length": 127'))
+    try:
+        done = _try(
+            [
+                sys.executable,
+                "-m",
+                "mgm_lora",
+                "ask",
+                "data/pictures/heldout/0.png",
+                "what?",
+                "--adapter",
+                "models:/demo@challenger",
+            ],
+            project,
+        )
+    finally:
+        config.write_bytes(before)
+    assert done.returncode == 3
+    assert "was trained on the base" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, code, told",
+    [
+        (["explain"], 2, "No such command 'explain'"),
+        (["train", "--arm", "qlora"], 2, "'qlora' is none of lora, full"),
+        (["evaluate", "--model", "best"], 2, "'best' is none of base, lora, merged, full"),
+        (["ask", "params.yaml", "what?"], 2, "is no picture"),
+        (["ask", "data/pictures/heldout/0.png", "what?", "--adapter", "nowhere"], 2, "no TrainedAdapter at 'nowhere'"),
+        (["ask", "data/pictures/heldout/0.png", "what?", "--adapter", "models:/demo@best"], 2, "best"),
+        (["validate", "--params", "none.yaml"], 2, "no settings at 'none.yaml'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(project: Path, arguments: list[str], code: int, told: str) -> None:
+    done = _try([sys.executable, "-m", "mgm_lora", *arguments], project)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_base_is_told_before_any_work(project: Path) -> None:
+    folder = _changed(project, {"base": {"model": "data/nothing"}})
+    try:
+        done = _try([sys.executable, "-m", "mgm_lora", "train", "--arm", "lora"], folder)
+    finally:
+        _write_params(project)
+    assert done.returncode == 2
+    assert "no checkpoint at 'data/nothing'" in done.stderr or "no folder 'data/nothing'" in done.stderr
+
+
+def test_help_teaches() -> None:
+    told = _run([sys.executable, "-m", "mgm_lora", "--help"], ROOT)
+    for word in ("dvc repro", "validate", "train", "merge", "evaluate", "compare", "register", "ask", "summary"):
+        assert word in told
+
+
+@pytest.mark.parametrize(
+    "change, runs",
+    [
+        ({"comparison": {"retention_target": 0.9}}, {"compare", "register"}),
+        (
+            {"lora": {"language_attention": {"mode": "lora", "rank": 2, "alpha": 4}}},
+            STAGES - {"validate", "train@full", "evaluate@base", "evaluate@full"},
+        ),
+    ],
+    ids=["of the report", "rank of a point"],
+)
+def test_a_changed_entry_runs_only_what_depends_on_it(project: Path, change: dict[str, Any], runs: set[str]) -> None:
+    _run(["dvc", "repro"], project)
+    _write_params(project, change)
+    try:
+        assert _stages_run(_run(["dvc", "repro"], project)) == runs
+    finally:
+        _write_params(project)
+
+
+def _write_samples(data: Path, part: str, *, num_samples: int, shade: int) -> None:
+    from PIL import Image
+
+    rows = []
+    names = list(COLOURS)
+    folder = data / "pictures" / part
+    folder.mkdir(parents=True)
+    for number in range(num_samples):
+        name = names[number % 4]
+        picture = Image.new("RGB", (32, 32), COLOURS[name])
+        picture.paste((250, 250, 250 - shade), (1 + number % 11, 1 + number // 11, 6 + number % 11, 6 + number // 11))
+        picture.save(folder / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>\nwhat color is it?"}, {"from": "gpt", "value": name}]
+        rows.append(
+            {
+                "id": f"{part}-{number}",
+                "image": f"{part}/{number}.png",
+                "question_type": "colour",
+                "conversations": turns,
+            }
+        )
+    (data / "instructions").mkdir(exist_ok=True)
+    (data / "instructions" / f"{part}.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _write_params(folder: Path, change: dict[str, Any] | None = None) -> None:
+    entries = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    small: dict[str, dict[str, Any]] = {
+        "training": {
+            "num_epochs": 2,
+            "global_batch_size": 8,
+            "micro_batch_size": 8,
+            "evaluations": 2,
+            "checkpoints": 1,
+        },
+        "merging": {"num_probe_samples": 4},
+        "evaluation": {"score_types": ["colour"], "num_resamples": 200},
+        "registry": {"model_name": "demo"},
+    }
+    for name, section in [*small.items(), *(change or {}).items()]:
+        entries[name] |= section
+    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump(entries, file)
+
+
+def _changed(project: Path, change: dict[str, Any]) -> Path:
+    _write_params(project, change)
+    return project
+
+
+def _stages_run(told: str) -> set[str]:
+    return {line.split("'")[1] for line in told.splitlines() if line.startswith("Running stage")}
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = _try(command, folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def _try(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    import os
+
+    programs = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
