@@ -254,7 +254,9 @@ def _try(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]"
     import os
 
     programs = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    # without what MLflow sets for child processes when another test opens a store of its own
+    inherited = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    environment = {**inherited, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
