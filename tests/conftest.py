@@ -89,6 +89,25 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: MGMConfig) 
     return folder
 
 
+@pytest.fixture(scope="session")
+def mgm_2b() -> MGMForConditionalGeneration:
+    """MGM-2B at its real size on the meta device: names and shapes without memory."""
+    gemma = {
+        "model_type": "gemma",
+        "vocab_size": 256000,
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+    }
+    with torch.device("meta"):
+        model = MGMForConditionalGeneration(MGMConfig(text_config=gemma))
+    model.tie_weights()
+    return model
+
+
 @pytest.fixture
 def make_picture(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small picture whose colour and square depend on a number."""

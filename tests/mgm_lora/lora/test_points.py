@@ -3,11 +3,9 @@
 import json
 
 import pytest
-import torch
 
 from mgm_lora.errors import NoMatchingModuleError, SettingsError
 from mgm_lora.lora.points import resolve_points
-from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import POINT_NAMES, LoraSettings, PointSettings
 
@@ -45,24 +43,12 @@ def test_rank_above_the_layers_own_is_refused(model: MGMForConditionalGeneration
         resolve_points(model, points=points)
 
 
-def test_real_size_counts_are_the_published_ones() -> None:
+def test_real_size_counts_are_the_published_ones(mgm_2b: MGMForConditionalGeneration) -> None:
     recorded = json.loads((GOLDENS / "param_counts.json").read_text(encoding="utf-8"))["lora_r16"]
-    gemma = {
-        "model_type": "gemma",
-        "vocab_size": 256000,
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-    }
-    with torch.device("meta"):
-        model = MGMForConditionalGeneration(MGMConfig(text_config=gemma))
     points = {name: PointSettings(mode="lora", rank=16) for name in POINT_NAMES}
     counts = {
-        point.name: sum(_lora_parameters(model, name) for name in point.module_names)
-        for point in resolve_points(model, points=points)
+        point.name: sum(_lora_parameters(mgm_2b, name) for name in point.module_names)
+        for point in resolve_points(mgm_2b, points=points)
     }
     assert counts == {
         "language_attention": recorded["gemma all attention (q,k,v,o)"],
