@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test check format base report mlflow flow lock clean
+.PHONY: help install demo test check format bench base report mlflow flow lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ check: install ## lint, format, types, and which package may import which
 format: install ## let ruff write the format, and mend what it can
 	@"$(BIN)/ruff" check --fix-only .
 	@"$(BIN)/ruff" format .
+
+bench: install ## speed and memory, measured into benchmarks/RESULTS.md (OPTIONS=--help tells more)
+	@"$(BIN)/python" -m benchmarks $(OPTIONS)
 
 base: install ## make the embedded data and the tiny base model anew (half an hour)
 	@"$(BIN)/python" -m recipes.embedded
@@ -76,7 +79,7 @@ lock: | .venv/bin/python ## resolve requirements.lock anew (OPTIONS=--upgrade: n
 
 clean: ## remove what packing and checking left; never data, results, .venv, or what recipes keep in build/
 	@rm -rf dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	@for folder in mgm_lora tasks flows recipes scripts tests; do \
+	@for folder in mgm_lora tasks flows recipes scripts benchmarks tests; do \
 		if [ -d $$folder ]; then find $$folder -name __pycache__ -type d -prune -exec rm -rf {} +; fi; done
 
 # --- how install works ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ app = typer.Typer(
     name="mgm-lora",
     help="Teaches MGM-2B your pictures and questions with LoRA, beside a full fine-tune to compare with.\n\n"
     "`dvc repro` runs all stages in order and only those whose inputs changed. Each command below is one of them and can be run by hand, from the"
-    " project's root, once the ones before it have run: validate, train --arm lora, train --arm full, merge,"
+    " project's root, once the ones before it have run: validate, plan --arm lora, plan --arm full, train --arm lora, train --arm full, merge,"
     " evaluate --model base (lora, merged, full), compare, register.",
     no_args_is_help=True,
     add_completion=False,
@@ -53,6 +53,39 @@ def validate(params: Params = DEFAULT_PARAMS) -> None:
     from mgm_lora.stages import validate as stage
 
     stage.run(settings)
+
+
+@app.command()
+def plan(
+    arm: Annotated[str, typer.Option(help="lora or full: whose step is planned.")] = "lora",
+    budget_gib: Annotated[
+        float | None,
+        typer.Option(
+            help="What if the card had this much? Shows that plan and writes nothing; none: memory.budget_gib."
+        ),
+    ] = None,
+    all_ways: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Both arms, every way to run them, micro batch by micro batch; writes reports/plan.png."
+        ),
+    ] = False,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Chooses how an arm's training step is run so that it fits the card, and says what it holds. Reads no weight.
+
+    Example: mgm-lora plan --arm lora --budget-gib 12
+    """
+    _one_of(arm, ("lora", "full"), "--arm")
+    settings = _begin(params)
+    from mgm_lora.stages import plan as stage
+
+    if all_ways:
+        stage.show_all(settings, budget_gib=budget_gib)
+    elif budget_gib is None:
+        stage.run(settings, arm=arm)
+    else:
+        stage.what_if(settings, arm=arm, budget_gib=budget_gib)
 
 
 @app.command()

@@ -72,3 +72,13 @@ class StorageError(MgmLoraError, OSError):
     """The output can't be written: no space, no permission."""
 
     exit_code = 4
+
+
+class DoesNotFitError(MgmLoraError, MemoryError):
+    """A training step takes more memory than the card, or the budget, has."""
+
+    exit_code = 4
+
+
+class PlanError(MgmLoraError, ValueError):
+    """No way to run the step fits the budget, or a plan is of other settings than the run's."""

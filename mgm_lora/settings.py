@@ -18,6 +18,9 @@ POINT_NAMES = ("language_attention", "language_mlp", "vision_attention", "projec
 PART_NAMES = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")
 
 PartName = Literal["language_model", "vision_tower", "vision_tower_aux", "projector", "mining"]
+CheckpointedPart = Literal["language_model", "vision_tower", "vision_tower_aux", "mining"]
+OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+Auto = Literal["auto"]
 RelativePath = Annotated[Path, Field(strict=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -109,11 +112,66 @@ class PointSettings(Section):
     """The point's own learning rate; none: the arm's."""
 
 
+class StepSettings(Section):
+    """How an arm's training step is run on a card. The plan fills in what is `auto`: the largest micro batch, then the cheapest of the rest."""
+
+    micro_batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Samples per forward pass on a card."""
+    checkpointing: Auto | Annotated[tuple[CheckpointedPart, ...], Field(strict=False)] = "auto"
+    """Parts whose activations are computed again in the backward pass instead of kept."""
+    offload_activations: Auto | bool = "auto"
+    """Keep the checkpointed layers' inputs in the machine's memory; auto: only if nothing else fits."""
+    loss_chunk: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Labelled tokens whose logits exist at once."""
+    quantization: Literal["none", "nf4", "auto"] = "none"
+    """The frozen language model in 4 bit (QLoRA, arXiv 2305.14314); auto: only if nothing else fits, since it changes the result."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW with 32-bit or 8-bit moments (arXiv 2110.02861); paged: its state may leave the card when memory is short."""
+    engine: Literal["torch", "deepspeed"] = "torch"
+    """What runs the step."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed's ZeRO stage (arXiv 1910.02054): 1 shares the optimizer's state among the cards, 2 the gradients too, 3 the weights too."""
+    offload_optimizer: bool = False
+    """DeepSpeed keeps the optimizer's state, and steps, in the machine's memory."""
+    offload_parameters: bool = False
+    """DeepSpeed keeps the weights in the machine's memory (ZeRO-3)."""
+    num_cards: int = Field(default=1, ge=1)
+    """Cards (or, without one, processes) over all hosts."""
+    hostfile: RelativePath | None = None
+    """DeepSpeed's list of hosts, a line `name slots=cards` each; none: this machine alone."""
+
+    @model_validator(mode="after")
+    def _knobs_fit(self) -> Self:
+        problems = []
+        if self.engine == "torch":
+            unused = ("zero_stage", "offload_optimizer", "offload_parameters", "hostfile")
+            asked = [name for name in unused if getattr(self, name)] + (["num_cards"] if self.num_cards > 1 else [])
+            if asked:
+                problems.append(f"{', '.join(asked)} need engine deepspeed: set it, or leave them out")
+        elif self.optimizer != "adamw":
+            problems.append(
+                f"engine deepspeed has its own AdamW, found optimizer {self.optimizer}: set adamw, or engine torch"
+            )
+        if self.zero_stage == 3 and self.quantization != "none":
+            problems.append(
+                f"ZeRO-3 can't share 4-bit weights, found quantization {self.quantization}: set zero_stage to 2 or less, or quantization to none"
+            )
+        if self.offload_parameters and self.zero_stage != 3:
+            problems.append(f"offload_parameters needs zero_stage 3, found {self.zero_stage}")
+        if self.offload_optimizer and self.zero_stage == 0:
+            problems.append("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
 class LoraSettings(Section):
     """The arm `lora`: what is adapted, and how fast."""
 
     learning_rate: LearningRate
     """Of all points that have none of their own."""
+    step: StepSettings = StepSettings()
+    """How its training step is run."""
     language_attention: PointSettings
     """q, k, v, o of the language model's attention."""
     language_mlp: PointSettings
@@ -144,6 +202,32 @@ class FullSettings(Section):
     """Of all trained parts."""
     parts: tuple[PartName, ...] = Field(strict=False, min_length=1)
     """What is trained; the published recipe trains language_model, projector and mining."""
+    step: StepSettings = StepSettings()
+    """How its training step is run."""
+
+    @model_validator(mode="after")
+    def _trains_whole_weights(self) -> Self:
+        if self.step.quantization != "none":
+            raise ValueError(
+                f"step.quantization is {self.step.quantization}, but 4-bit weights can't be trained in full: set it to none,"
+                " and take engine deepspeed with zero_stage 2 and offload_optimizer, or optimizer adamw_8bit, to save memory"
+            )
+        return self
+
+
+class MemorySettings(Section):
+    """What a card holds, and what of it a step must leave free."""
+
+    budget_gib: float = Field(gt=0.0)
+    """The card's memory; on a machine without one, the memory that training may take."""
+    context_gib: float = Field(ge=0.0)
+    """What the driver, its kernels and their workspaces take before the first tensor."""
+    overhead_share: Share
+    """Of the step's own bytes: the allocator's rounding and gaps."""
+    try_worst_batch: bool
+    """Run one step on the largest batch of the data before training, compare it with the plan, and undo it."""
+    step_down: bool
+    """Where that step doesn't fit, take the next smaller plan (half the micro batch, more checkpointing) instead of stopping."""
 
 
 class TrainingSettings(Section):
@@ -155,8 +239,10 @@ class TrainingSettings(Section):
     """Passes over the training samples."""
     global_batch_size: int = Field(ge=1)
     """Samples per optimizer step, over all cards."""
-    micro_batch_size: int = Field(ge=1)
-    """Samples per forward pass on a card."""
+    group_by_length: bool
+    """Samples of about one length, and with pictures or without, share a batch: less padding."""
+    packing: bool
+    """Several samples in one row of up to data.max_length tokens, each seeing itself alone; global_batch_size then counts rows."""
     warmup_share: Share
     """Share of the steps in which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant_with_warmup"]
@@ -167,22 +253,12 @@ class TrainingSettings(Section):
     """Gradients are clipped to this norm."""
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the forward pass: bfloat16 is autocast over the weights."""
-    gradient_checkpointing: bool
-    """Compute the language model's activations again in the backward pass instead of keeping them."""
     evaluations: int = Field(ge=1)
     """How often the held-out loss is taken, evenly spread."""
     num_evaluation_samples: int = Field(ge=1)
     """Held-out samples in that loss: the first ones of the file."""
     checkpoints: int = Field(ge=0)
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        return self
 
 
 class MergingSettings(Section):
@@ -241,6 +317,7 @@ class Settings(Section):
     validation: ValidationSettings
     lora: LoraSettings
     full: FullSettings
+    memory: MemorySettings
     training: TrainingSettings
     merging: MergingSettings
     evaluation: EvaluationSettings
@@ -255,6 +332,18 @@ class Settings(Section):
                 f"base.dtype {self.base.dtype} needs training.precision bfloat16 (and float16 weights are for answering only):"
                 f" found {self.training.precision}; set both to bfloat16, or base.dtype to float32"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> Self:
+        for arm in (self.lora, self.full):
+            name, step = ("lora" if arm is self.lora else "full"), arm.step
+            micro = 1 if step.micro_batch_size == "auto" else step.micro_batch_size
+            if self.training.global_batch_size % (micro * step.num_cards):
+                raise ValueError(
+                    f"training.global_batch_size {self.training.global_batch_size} is no multiple of {name}.step.micro_batch_size {micro}"
+                    f" x {name}.step.num_cards {step.num_cards}"
+                )
         return self
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from mgm_lora.artifacts import new_artifact, write_json
 from mgm_lora.lora.injection import TrainableGroup, TrainableModel
+from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.checkpoint import load_model, save_model
 from mgm_lora.model.config import MGMConfig
@@ -72,6 +73,7 @@ def train_base(data: Path, *, build: Path, num_epochs: float, num_tower_epochs: 
     run_training(
         TrainableModel(model=model, groups=_groups(model), points=()),
         training=training_settings(num_epochs),
+        knobs=StepKnobs(micro_batch_size=64),
         processor=processor,
         train_rows=EmojiDataset(samples, processor=processor),
         heldout_rows=EmojiDataset(_known(data)[:NUM_KNOWN_FOR_LOSS], processor=processor),
@@ -158,13 +160,13 @@ def training_settings(num_epochs: float) -> TrainingSettings:
         seed=SEED,
         num_epochs=num_epochs,
         global_batch_size=64,
-        micro_batch_size=64,
+        group_by_length=False,
+        packing=False,
         warmup_share=0.05,
         schedule="cosine",
         weight_decay=0.05,
         max_grad_norm=1.0,
         precision="float32",
-        gradient_checkpointing=False,
         evaluations=10,
         num_evaluation_samples=NUM_KNOWN_FOR_LOSS,
         checkpoints=4,

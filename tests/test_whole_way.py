@@ -17,6 +17,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), 
 ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
 STAGES = {
     "validate",
+    "plan@lora",
+    "plan@full",
     "train@lora",
     "train@full",
     "merge",
@@ -176,7 +178,7 @@ def test_help_teaches() -> None:
         ({"comparison": {"retention_target": 0.9}}, {"compare", "register"}),
         (
             {"lora": {"language_attention": {"mode": "lora", "rank": 2, "alpha": 4}}},
-            STAGES - {"validate", "train@full", "evaluate@base", "evaluate@full"},
+            STAGES - {"validate", "plan@full", "train@full", "evaluate@base", "evaluate@full"},
         ),
     ],
     ids=["of the report", "rank of a point"],
@@ -221,7 +223,6 @@ def _write_params(folder: Path, change: dict[str, Any] | None = None) -> None:
         "training": {
             "num_epochs": 2,
             "global_batch_size": 8,
-            "micro_batch_size": 8,
             "evaluations": 2,
             "checkpoints": 1,
         },

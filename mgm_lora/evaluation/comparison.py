@@ -39,7 +39,8 @@ class ArmRow:
     """Score on `known` of the base minus the arm's; none for the base, or where nothing is known."""
     trainable_parameters: int | None
     trainable_share: float | None
-    peak_memory_gib: float | None
+    planned_memory_gib: float | None
+    step_memory_gib: float | None
     minutes: float | None
     size_on_disk_mib: float | None
 
@@ -127,7 +128,8 @@ def _row(arm: Arm, *, arms: Mapping[str, Arm], evaluation: EvaluationSettings) -
         forgetting=_forgetting(arm, arms[BASELINE], evaluation) if arm.name != BASELINE else None,
         trainable_parameters=arm.cost.trainable_parameters if arm.cost else None,
         trainable_share=arm.cost.trainable_share if arm.cost else None,
-        peak_memory_gib=arm.cost.peak_memory_gib if arm.cost else None,
+        planned_memory_gib=arm.cost.planned_memory_gib if arm.cost else None,
+        step_memory_gib=arm.cost.step_memory_gib if arm.cost else None,
         minutes=arm.cost.minutes if arm.cost else None,
         size_on_disk_mib=arm.size_on_disk_mib,
     )
@@ -186,7 +188,8 @@ def _row_metrics(row: ArmRow) -> dict[str, float]:
     figures = {
         "trainable_parameters": row.trainable_parameters,
         "trainable_share": row.trainable_share,
-        "peak_memory_gib": row.peak_memory_gib,
+        "planned_memory_gib": row.planned_memory_gib,
+        "step_memory_gib": row.step_memory_gib,
         "minutes": row.minutes,
         "size_on_disk_mib": row.size_on_disk_mib,
     }

@@ -76,6 +76,11 @@ class TrainingCost(BaseModel):
     trainable_share: float
     """Of all parameters, 0 to 1."""
     peak_memory_gib: float
+    """Of the whole process, libraries and all; on a card what torch allocated."""
+    planned_memory_gib: float
+    """What the plan says that a step on the largest batch holds."""
+    step_memory_gib: float | None = None
+    """What such a step held; none where it was not tried."""
     minutes: float
     size_on_disk_mib: float
     device: str = ""

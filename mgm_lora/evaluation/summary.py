@@ -26,7 +26,7 @@ from mgm_lora.evaluation.formatting import (
     quantity,
 )
 
-COLUMNS = ("arm", "score", "forgetting", "trained parameters", "peak memory", "time", "on disk")
+COLUMNS = ("arm", "score", "forgetting", "trained parameters", "step memory", "time", "on disk")
 _WHOLE = ("arm", "trained parameters")
 _PLAIN_WIDTH = 200
 """Columns of the plain form, so that no line of it is broken."""
@@ -78,7 +78,7 @@ def _row(arm: str, entry: Mapping[str, Any]) -> list[list[str]]:
         [percent(entry["score"]), percent_range(entry["score_low"], entry["score_high"])],
         forgetting,
         [count(entry.get("trainable_parameters")), *share],
-        [quantity(entry.get("peak_memory_gib"), unit="GiB")],
+        [quantity(entry.get("step_memory_gib", entry.get("planned_memory_gib")), unit="GiB")],
         [quantity(entry.get("minutes"), unit="min")],
         [quantity(entry.get("size_on_disk_mib"), unit="MiB")],
     ]

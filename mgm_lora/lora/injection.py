@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import set_seed
 
-from mgm_lora.errors import TrainingError
+from mgm_lora.errors import SettingsError, TrainingError
 from mgm_lora.lora.points import ResolvedPoint, resolve_points
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import FullSettings, LoraSettings
@@ -48,6 +49,13 @@ class TrainableModel:
     points: tuple[ResolvedPoint, ...]
 
     @property
+    def mgm(self) -> MGMForConditionalGeneration:
+        """The plain model inside."""
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        assert isinstance(plain, MGMForConditionalGeneration)
+        return plain
+
+    @property
     def num_trainable(self) -> int:
         """Parameters that are trained."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -58,9 +66,11 @@ def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, s
 
     Raises:
         NoMatchingModuleError: a point names no module.
+        SettingsError: a rank is larger than a layer that it is for, or 4-bit weights are to be trained in full.
         TrainingError: PEFT adapted other modules than those resolved.
     """
     points = resolve_points(model, points=lora.points())
+    _check_full_points(model, points)
     model.requires_grad_(False)
     low_rank = [point for point in points if point.settings.mode == "lora"]
     set_seed(seed)  # before the adapters are built, not when the trainer starts
@@ -85,6 +95,16 @@ def thaw_parts_(model: MGMForConditionalGeneration, *, full: FullSettings, seed:
     return TrainableModel(model=model, groups=tuple(groups), points=())
 
 
+def keep_inputs_reduced_(model: nn.Module) -> None:
+    """In place: autocast casts the small adapter weights down, instead of PEFT the wide inputs up to float32.
+
+    From then on the adapters of a reduced base run under autocast only.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+
+
 def lora_config(points: Sequence[ResolvedPoint], *, base_name: str | None) -> LoraConfig:
     """PEFT's configuration of the points: one full-path pattern, with rank and alpha per point."""
     return LoraConfig(
@@ -95,6 +115,18 @@ def lora_config(points: Sequence[ResolvedPoint], *, base_name: str | None) -> Lo
         alpha_pattern={point.pattern: _effective_alpha(point) for point in points},
         base_model_name_or_path=base_name,
     )
+
+
+def _check_full_points(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
+    def is_packed(point: ResolvedPoint) -> bool:
+        return any(not model.get_parameter(f"{name}.weight").is_floating_point() for name in point.module_names)
+
+    packed = [point.name for point in points if point.settings.mode == "full" and is_packed(point)]
+    if packed:
+        raise SettingsError(
+            f"{', '.join(f'lora.{name}.mode' for name in packed)} is full, but 4-bit weights can't be trained in full:"
+            " set the mode to lora, or lora.step.quantization to none"
+        )
 
 
 def _effective_alpha(point: ResolvedPoint) -> float:

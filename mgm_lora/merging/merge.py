@@ -1,7 +1,8 @@
 """Folds a trained adapter into its base, and proves on a fixed probe that the merged weights answer as the adapter does.
 
 What is compared is the merged checkpoint as read back from disk. Three models one after another, never two in memory
-beside each other's copies. It doesn't know how the adapter was trained.
+beside each other's copies. An adapter that was trained over a 4-bit base is folded into the values that the 4-bit weights stand for, and compared
+with that base. It doesn't know how the adapter was trained otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mgm_lora.artifacts import Manifest, digest_folder, new_artifact, write_manifest
 from mgm_lora.errors import MergeProofError
-from mgm_lora.lora.adapter import load_adapter, merge_adapter_
+from mgm_lora.lora.adapter import adapter_quantization, load_adapter, merge_adapter_
 from mgm_lora.merging.probe import Probe, ProbeAnswers, answer_probe
 from mgm_lora.model.base import Base
 from mgm_lora.model.checkpoint import load_model, save_model
@@ -67,7 +68,7 @@ def merge_with_proof(
     def ask(asked: Any, label: str) -> ProbeAnswers:
         return answer_probe(asked, probes=probes, processor=processor, max_new_tokens=max_new_tokens, label=label)
 
-    model = base.load()
+    model = base.load(quantization=adapter_quantization(adapter))
     of_base = ask(model, "base on the probe")
     adapted = load_adapter(model, folder=adapter, base_digest=base.digest)
     of_adapted = ask(adapted, "adapter on the probe")

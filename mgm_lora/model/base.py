@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -10,6 +10,7 @@ from mgm_lora.model.checkpoint import digest_checkpoint, load_model, resolve_che
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import BaseSettings
 
+Quantization = Literal["none", "nf4"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -23,10 +24,15 @@ class Base:
     identity: dict[str, Any]
     """What manifests say of it."""
 
-    def load(self) -> MGMForConditionalGeneration:
-        """The model, on the card if there is one."""
+    def load(self, *, quantization: Quantization = "none") -> MGMForConditionalGeneration:
+        """The model, on the card if there is one, its language model in 4 bit if asked; raises SettingsError where that can't run."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(self.folder, dtype=self.dtype)
-        return model.to("cuda") if torch.cuda.is_available() else model
+        if quantization == "nf4":
+            from mgm_lora.model.quantization import quantize_language_model_  # bitsandbytes takes a second to import
+
+            quantize_language_model_(model, device=device)
+        return model.to(device)
 
 
 def find_base(settings: BaseSettings) -> Base:

@@ -6,7 +6,8 @@ torchvision. It doesn't know what the features are for.
 Shapes: B pictures, C channels, H and W pixels of a stage.
 """
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +31,17 @@ class ConvNextPyramid(nn.Module):
             for i, (num_in, num_out, depth) in enumerate(zip(inputs, dims, depths, strict=True))
         )
 
-    def forward(self, images_aux: Tensor) -> list[Tensor]:
-        """`images_aux` [B, 3, H, W] to four tensors [B, C_i, H / 2^(i+2), W / 2^(i+2)]."""
+    def forward(self, images_aux: Tensor, run: Callable[..., Any] | None = None) -> list[Tensor]:
+        """`images_aux` [B, 3, H, W] to four tensors [B, C_i, H / 2^(i+2), W / 2^(i+2)]; `run(block, features)` runs a block, if given."""
         features = self.vision_stem(images_aux)
         stages = []
         for stage in self.vision_stages:
-            features = stage(features)
+            features = stage(features, run)
             stages.append(features)
         return stages
 
 
-def join_stages(stages: list[Tensor]) -> Tensor:
+def join_stages(stages: Sequence[Tensor]) -> Tensor:
     """Brings the stages to the first one's size (bilinear, in float32) and joins their channels: [B, sum C_i, H/4, W/4]."""
     size = stages[0].shape[-2:]
     same_size = [
@@ -66,9 +67,12 @@ class ConvNextStage(nn.Module):
         )
         self.blocks = nn.Sequential(*(ConvNextBlock(num_out, config=config) for _ in range(depth)))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, run: Callable[..., Any] | None = None) -> Tensor:
         """[B, C_in, H, W] to [B, C_out, H/2, W/2] (the first stage keeps the size)."""
-        return cast(Tensor, self.blocks(self.downsample(features)))
+        features = self.downsample(features)
+        for block in self.blocks:
+            features = block(features) if run is None else run(block, features)
+        return features
 
 
 class ConvNextBlock(nn.Module):

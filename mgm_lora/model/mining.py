@@ -39,7 +39,8 @@ def mine_patch_info(
         val_projector: norm and linear map C to D, for the values.
     """
     patches_BNMC = split_into_patches(aux_features_BCHW, num_patches=query_BND.shape[1])
-    normalised_BNMC = F.layer_norm(patches_BNMC, patches_BNMC.shape[-1:], eps=NORM_EPS)
+    with without_autocast(patches_BNMC):  # which on a card would give float32, twice the widest tensor of the model
+        normalised_BNMC = F.layer_norm(patches_BNMC, patches_BNMC.shape[-1:], eps=NORM_EPS)
     query = query_projector(query_BND)
     key_side_BNC = (query @ _weight(aux_projector[1])) * _norm(aux_projector).weight
     scores_BNM = torch.einsum("bnc,bnmc->bnm", key_side_BNC, normalised_BNMC) / query.shape[-1] ** 0.5
@@ -63,6 +64,11 @@ def mining_projector(num_in: int, num_out: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(num_in, eps=NORM_EPS), nn.Linear(num_in, num_out))
 
 
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A block in which the tensor's device computes in the precision of what it is given."""
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
 def _norm(projector: nn.Sequential) -> nn.LayerNorm:
     return cast(nn.LayerNorm, projector[0])
 
@@ -76,7 +82,7 @@ def _weight(linear: nn.Module) -> Tensor:
     parameters = {name: parameter.float() for name, parameter in linear.named_parameters()}
     weight = next(parameter for parameter in linear.parameters() if parameter.ndim == 2)
     identity = torch.eye(cast(int, linear.in_features), device=weight.device)
-    with torch.autocast(device_type=weight.device.type, enabled=False):
+    with without_autocast(weight):
         columns: Tensor = functional_call(linear, parameters, (identity,))
         offset: Tensor = functional_call(linear, parameters, (torch.zeros_like(identity[:1]),))
     return (columns - offset).T.to(dtype)

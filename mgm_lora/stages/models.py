@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mgm_lora.artifacts import digest_folder
-from mgm_lora.lora.adapter import load_adapter
+from mgm_lora.lora.adapter import adapter_quantization, load_adapter
 from mgm_lora.model.base import Base
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.stages import paths
@@ -25,5 +25,6 @@ def load_arm(arm: str, *, base: Base) -> tuple[Any, dict[str, str]]:
 
 
 def load_adapted(folder: Path, *, base: Base) -> Any:
-    """The base with the adapter of a folder on it; raises BaseChangedError if it is of another base."""
-    return load_adapter(base.load(), folder=folder, base_digest=base.digest)
+    """The base, in 4 bit where the adapter was trained so, with the adapter of a folder on it; raises BaseChangedError if it is of another base."""
+    model = base.load(quantization=adapter_quantization(folder))
+    return load_adapter(model, folder=folder, base_digest=base.digest)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 SAMPLES = Path("artifacts/samples")
+PLANS = Path("artifacts/plans")
 TRAINED = Path("artifacts/trained")
 MERGED = Path("artifacts/merged")
 SCORES = Path("artifacts/scores")
@@ -12,4 +13,5 @@ METRICS = Path("metrics")
 PLOTS = Path("reports/plots")
 DATA_DOCS = Path("reports/validation")
 REPORT = Path("reports/comparison.html")
+PLAN_PICTURE = Path("reports/plan.png")
 CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs

@@ -1,39 +1,65 @@
 """The stage `train`: one arm, from the samples and the base to its artifact."""
 
+import logging
 from dataclasses import asdict
 
 from pydantic import BaseModel
 
 from mgm_lora.artifacts import digest_folder, new_file, write_json
 from mgm_lora.data.table import read_samples
+from mgm_lora.errors import DoesNotFitError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
+from mgm_lora.memory.plan import GIB, MemoryPlan, describe_knobs
+from mgm_lora.memory.search import smaller_plan
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.registry.store import open_store
 from mgm_lora.settings import Settings
 from mgm_lora.stages import paths
+from mgm_lora.stages.plan import planned, request_of
 from mgm_lora.training.arms import Origin, TrainingData, TrainingFigures, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
+from mgm_lora.training.first_step import WorstBatch
+from mgm_lora.training.grouping import EpochToOrder, GroupedOrder
+from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.tracking import track_training
 from mgm_lora.training.trainer import newest_checkpoint
 
+logger = logging.getLogger(__name__)
 ARMS = ("lora", "full")
 
 
 def run(settings: Settings, *, arm: str) -> TrainingFigures:
-    """Trains `lora` or `full` and writes artifacts/trained/<arm> and metrics/train-<arm>.json."""
+    """Trains `lora` or `full` as its plan says and writes artifacts/trained/<arm> and metrics/train-<arm>.json.
+
+    Where the largest batch does not fit after all, and the settings allow it, it goes on with the next smaller plan.
+    """
+    plan = planned(settings, arm=arm)
+    while True:
+        try:
+            return _train(settings, arm=arm, plan=plan)
+        except DoesNotFitError as error:
+            if not settings.memory.step_down:
+                raise
+            logger.warning("%s", error)
+            plan = smaller_plan(plan, request=request_of(settings, arm=arm))
+            logger.warning("going on with the next smaller plan: %s", describe_knobs(plan.knobs))
+
+
+def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainingFigures:
     base = find_base(settings.base)
     processor = MGMProcessor.from_pretrained(base.folder)
     sections = _sections(settings, arm)
     parents = {"samples": digest_folder(paths.SAMPLES)}
     data = _data(settings, processor=processor)
-    trainable = _make_trainable(settings, arm, base=base)
+    trainable = _make_trainable(settings, arm, base=base, plan=plan)
     weights = adapter_weights(trainable)
     if arm == "full":
         weights = model_weights(trainable, processor=processor, dtype=base.dtype)
     origin = Origin(settings=sections, parents=parents, base=base.identity)
     checkpoints = paths.CHECKPOINTS / f"{arm}-{origin.key[:16]}"
     resume = newest_checkpoint(checkpoints) is not None
+    order = _order(settings, data=data)
     with track_training(
         arm,
         open_experiment=lambda: open_store(settings.registry).experiment_id,
@@ -44,15 +70,19 @@ def run(settings: Settings, *, arm: str) -> TrainingFigures:
         figures = train_arm(
             trainable,
             training=settings.training,
+            knobs=plan.knobs,
             data=data,
             weights=weights,
             origin=origin,
             checkpoints=checkpoints,
             destination=paths.TRAINED / arm,
-            callbacks=tracker.callbacks,
+            callbacks=[*tracker.callbacks, *([EpochToOrder(order)] if order else [])],
+            order=order,
+            worst=_worst(settings, plan=plan, trainable=trainable),
         )
+    metrics = asdict(figures) | {"planned_memory_gib": plan.peak_bytes / GIB}
     with new_file(paths.METRICS / f"train-{arm}.json") as path:
-        write_json(path, {name: round(value, 6) for name, value in asdict(figures).items()})
+        write_json(path, {name: round(value, 6) for name, value in metrics.items() if value is not None})
     return figures
 
 
@@ -65,15 +95,36 @@ def _data(settings: Settings, *, processor: MGMProcessor) -> TrainingData:
         samples = read_samples(paths.SAMPLES / f"{name}.parquet")[:limit]
         return ConversationDataset(samples, processor=processor, pictures=settings.data.pictures)
 
+    train: ConversationDataset | PackedDataset = rows("train")
+    if settings.training.packing:
+        train = PackedDataset(rows("train"), max_length=settings.data.max_length, seed=settings.training.seed)
     return TrainingData(
-        processor=processor,
-        train=rows("train"),
-        heldout=rows("heldout", settings.training.num_evaluation_samples),
+        processor=processor, train=train, heldout=rows("heldout", settings.training.num_evaluation_samples)
     )
 
 
-def _make_trainable(settings: Settings, arm: str, *, base: Base) -> TrainableModel:
-    model = base.load()
+def _order(settings: Settings, *, data: TrainingData) -> GroupedOrder | None:
+    if not settings.training.group_by_length:
+        return None
+    training = settings.training
+    sizes = data.train.sizes  # type: ignore[attr-defined]
+    return GroupedOrder(sizes, global_batch_size=training.global_batch_size, seed=training.seed)
+
+
+def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -> WorstBatch | None:
+    if not settings.memory.try_worst_batch:
+        return None
+    return WorstBatch(
+        shape=plan.shape,
+        config=trainable.mgm.config,
+        planned_bytes=plan.peak_bytes,
+        allowed_bytes=plan.allowed_bytes,
+        budget_gib=settings.memory.budget_gib,
+    )
+
+
+def _make_trainable(settings: Settings, arm: str, *, base: Base, plan: MemoryPlan) -> TrainableModel:
+    model = base.load(quantization=plan.knobs.quantization)
     if arm == "lora":
         return inject_adapter_(model, lora=settings.lora, seed=settings.training.seed)
     return thaw_parts_(model, full=settings.full, seed=settings.training.seed)

@@ -10,14 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback
 
 from mgm_lora.artifacts import Manifest, new_artifact, size_on_disk, write_json, write_manifest
@@ -25,15 +25,20 @@ from mgm_lora.errors import TrainingError
 from mgm_lora.lora.adapter import KIND as ADAPTER_KIND
 from mgm_lora.lora.adapter import save_adapter
 from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import save_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
+from mgm_lora.training.deepspeed import deepspeed_config
+from mgm_lora.training.first_step import WorstBatch
+from mgm_lora.training.launch import of_first_rank
 from mgm_lora.training.peak import peak_memory_gib
-from mgm_lora.training.trainer import TrainingHistory, run_training
+from mgm_lora.training.trainer import run_training
 
 MODEL_KIND = "TrainedModel"
 HISTORY_NAME = "history.json"
+ENGINE_NAME = "deepspeed.json"
 
 
 @dataclass(frozen=True)
@@ -87,42 +92,59 @@ def train_arm(
     trainable: TrainableModel,
     *,
     training: TrainingSettings,
+    knobs: StepKnobs,
     data: TrainingData,
     weights: Weights,
     origin: Origin,
     checkpoints: Path,
     destination: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    order: Sampler[int] | None = None,
+    worst: WorstBatch | None = None,
 ) -> TrainingFigures:
-    """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole."""
-    num_all = sum(parameter.numel() for parameter in trainable.model.parameters())
+    """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole.
+
+    Under DeepSpeed every rank calls it; the first one writes, and all return its figures.
+    """
+    num_trainable, num_all = trainable.num_trainable, sum(p.numel() for p in trainable.model.parameters())
+    summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
     history = run_training(
         trainable,
         training=training,
+        knobs=knobs,
         processor=data.processor,
         train_rows=data.train,
         heldout_rows=data.heldout,
         checkpoints=checkpoints,
         callbacks=callbacks,
+        order=order,
+        worst=worst,
     )
     seconds = time.monotonic() - started
-    _check_finite(trainable.model)
-    with new_artifact(destination) as folder:
-        weights.write(folder)
-        write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
-        write_manifest(folder, _manifest(trainable, weights.kind, history=history, training=training, origin=origin))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return TrainingFigures(
-        train_loss=history.train[-1]["loss"],
-        heldout_loss=history.heldout[-1]["loss"],
-        minutes=seconds / 60,
-        peak_memory_gib=peak_memory_gib(),
-        samples_per_second=history.num_steps * training.global_batch_size / seconds,
-        trainable_parameters=trainable.num_trainable,
-        trainable_share=trainable.num_trainable / num_all,
-        size_on_disk_mib=size_on_disk(destination) / 2**20,
-    )
+
+    def write() -> TrainingFigures:
+        _check_finite(trainable.model)
+        with new_artifact(destination) as folder:
+            weights.write(folder)
+            write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
+            if knobs.engine == "deepspeed":
+                write_json(folder / ENGINE_NAME, deepspeed_config(training, knobs=knobs))
+            details = {**summary, "num_steps": history.num_steps}
+            write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return TrainingFigures(
+            train_loss=history.train[-1]["loss"],
+            heldout_loss=history.heldout[-1]["loss"],
+            minutes=seconds / 60,
+            peak_memory_gib=peak_memory_gib(),
+            samples_per_second=history.num_steps * training.global_batch_size / seconds,
+            trainable_parameters=num_trainable,
+            trainable_share=num_trainable / num_all,
+            size_on_disk_mib=size_on_disk(destination) / 2**20,
+        )
+
+    return of_first_rank(write)
 
 
 def adapter_weights(trainable: TrainableModel) -> Weights:
@@ -142,9 +164,8 @@ def model_weights(trainable: TrainableModel, *, processor: MGMProcessor, dtype: 
     return Weights(kind=MODEL_KIND, write=write)
 
 
-def _manifest(
-    trainable: TrainableModel, kind: str, *, history: TrainingHistory, training: TrainingSettings, origin: Origin
-) -> Manifest:
+def _summary(trainable: TrainableModel, *, training: TrainingSettings, knobs: StepKnobs, key: str) -> dict[str, Any]:
+    """What the manifest says of a training; taken before it, while the model is whole on every rank."""
     num_parameters = {name: parameter.numel() for name, parameter in trainable.model.named_parameters()}
     groups = {
         group.name: {
@@ -154,19 +175,24 @@ def _manifest(
         }
         for group in trainable.groups
     }
+    return {
+        "trainable_parameters": trainable.num_trainable,
+        "all_parameters": sum(num_parameters.values()),
+        "points": groups,
+        "step": asdict(knobs) | {"num_accumulated": knobs.num_accumulated(training.global_batch_size)},
+        "quantization": knobs.quantization,
+        "training_key": key,
+    }
+
+
+def _manifest(kind: str, *, training: TrainingSettings, origin: Origin, details: Mapping[str, Any]) -> Manifest:
     return Manifest.make(
         kind,
         settings=origin.settings,
         parents=origin.parents,
         base=origin.base,
         seed=training.seed,
-        details={
-            "trainable_parameters": trainable.num_trainable,
-            "all_parameters": sum(num_parameters.values()),
-            "points": groups,
-            "num_steps": history.num_steps,
-            "training_key": origin.key,
-        },
+        details=details,
     )
 
 

@@ -1,33 +1,33 @@
-"""The training loop of both arms: transformers' Trainer, with a learning rate per group and checkpoints of what is
-trained.
+"""A training of either arm, from rows to losses: transformers' Trainer, run as the knobs say.
 
-It overrides four things: the optimizer's groups, what a checkpoint holds (the trained parameters, not the frozen base),
-how it is read again, and which checkpoint counts as whole. It doesn't know LoRA from full training.
+It goes on from the newest whole checkpoint. It doesn't know LoRA from full training, nor where the knobs come from.
 """
 
-import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import TrainerCallback, TrainingArguments
 
-from mgm_lora.artifacts import new_file
-from mgm_lora.errors import TrainingError
-from mgm_lora.lora.injection import TrainableGroup, TrainableModel
+from mgm_lora.errors import SettingsError
+from mgm_lora.lora.injection import TrainableModel, keep_inputs_reduced_
+from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import BatchMaker
+from mgm_lora.training.deepspeed import ZeroTrainer, check_deepspeed, deepspeed_config, rank_environment
+from mgm_lora.training.first_step import WorstBatch, WorstBatchFirst
+from mgm_lora.training.grouped_trainer import GroupedTrainer, StopAtBrokenLoss, is_whole
 
 logger = logging.getLogger(__name__)
-TRAINED_NAME = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,54 +43,73 @@ def run_training(
     trainable: TrainableModel,
     *,
     training: TrainingSettings,
+    knobs: StepKnobs,
     processor: MGMProcessor,
     train_rows: Dataset[Any],
     heldout_rows: Dataset[Any],
     checkpoints: Path,
     callbacks: Sequence[TrainerCallback] = (),
     make_batch: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None,
+    order: Sampler[int] | None = None,
+    worst: WorstBatch | None = None,
 ) -> TrainingHistory:
     """In place: trains, and goes on from the newest whole checkpoint in `checkpoints`, if there is one.
 
+    Under DeepSpeed every rank calls it; afterwards the first rank's model is whole, with what was trained in float32.
+
+    Args:
+        order: which row comes when; none: shuffled by the seed.
+        worst: tried before the first step.
+
     Raises:
+        DoesNotFitError: the worst batch takes more than is allowed; nothing of the training is left.
+        SettingsError: the machine can't run these knobs.
         TrainingError: the loss is not a number.
     """
-    arguments = training_arguments(training, num_samples=len(train_rows), folder=checkpoints)  # type: ignore[arg-type]
-    trainer = GroupedTrainer(
-        model=trainable.model,
-        args=arguments,
-        data_collator=make_batch or BatchMaker(processor),
-        train_dataset=train_rows,
-        eval_dataset=heldout_rows,
-        callbacks=[StopAtBrokenLoss(), *callbacks],
-        groups=trainable.groups,
-    )
-    newest = newest_checkpoint(checkpoints)
-    if newest is not None:
-        logger.warning("going on from %s", newest)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    _check_precision(training)
+    _make_ready_(trainable, training=training, knobs=knobs)
+    with _engine(knobs) as trainer_class:
+        trainer = trainer_class(
+            trainable=trainable,
+            knobs=knobs,
+            order=order,
+            args=training_arguments(training, knobs=knobs, num_samples=len(train_rows), folder=checkpoints),  # type: ignore[arg-type]
+            data_collator=make_batch or BatchMaker(processor),
+            train_dataset=train_rows,
+            eval_dataset=heldout_rows,
+            callbacks=[StopAtBrokenLoss(), *callbacks],
+        )
+        if worst is not None:
+            trainer.add_callback(WorstBatchFirst(trainer, worst))
+        newest = newest_checkpoint(checkpoints)
+        if newest is not None:
+            logger.warning("going on from %s", newest)
+        try:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            trainer.gather_()
+        finally:
+            trainer.release_()
     return _history(trainer.state.log_history, training=training, num_steps=trainer.state.global_step)
 
 
-def training_arguments(training: TrainingSettings, *, num_samples: int, folder: Path) -> TrainingArguments:
+def training_arguments(
+    training: TrainingSettings, *, knobs: StepKnobs, num_samples: int, folder: Path
+) -> TrainingArguments:
     """transformers' arguments for these settings."""
     on_gpu = torch.cuda.is_available()
-    world_size = max(torch.cuda.device_count(), 1) if torch.distributed.is_initialized() else 1
     steps = max(1, math.ceil(math.ceil(num_samples / training.global_batch_size) * training.num_epochs))
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.num_epochs,
-        per_device_train_batch_size=training.micro_batch_size,
-        per_device_eval_batch_size=training.micro_batch_size,
-        gradient_accumulation_steps=max(1, training.global_batch_size // (training.micro_batch_size * world_size)),
+        per_device_train_batch_size=knobs.micro_batch_size,
+        per_device_eval_batch_size=knobs.micro_batch_size,
+        gradient_accumulation_steps=knobs.num_accumulated(training.global_batch_size),
         warmup_steps=math.ceil(training.warmup_share * steps),
         lr_scheduler_type=training.schedule,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bfloat16",
         use_cpu=not on_gpu,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         optim="adamw_torch",
         seed=training.seed,
         data_seed=training.seed,
@@ -106,85 +125,52 @@ def training_arguments(training: TrainingSettings, *, num_samples: int, folder: 
         logging_nan_inf_filter=False,  # a broken loss must be seen
         report_to=[],
         dataloader_num_workers=2 if on_gpu else 0,
+        deepspeed=deepspeed_config(training, knobs=knobs) if knobs.engine == "deepspeed" else None,
     )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end: the trainer's state is the last file of one."""
-    whole = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
+    whole = [path for path in folder.glob("checkpoint-*") if is_whole(path)]
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
-class GroupedTrainer(Trainer):
-    """A Trainer whose optimizer has a learning rate per group and whose checkpoints hold the trained parameters only."""
-
-    def __init__(self, *, model: nn.Module, groups: Sequence[TrainableGroup], **arguments: Any) -> None:
-        super().__init__(model=model, **arguments)
-        self._trained_model = model
-        self._groups = tuple(groups)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over the groups; matrices decay, norms and biases don't."""
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(
-                parameter_groups(self._trained_model, groups=self._groups, weight_decay=self.args.weight_decay)
-            )
-        return self.optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        trained = {
-            name: p.detach().contiguous() for name, p in self._trained_model.named_parameters() if p.requires_grad
-        }
-        with new_file(folder / TRAINED_NAME) as path:
-            save_file(trained, path)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        stored = load_file(Path(resume_from_checkpoint) / TRAINED_NAME)
-        parameters = {name: p for name, p in (model or self._trained_model).named_parameters() if p.requires_grad}
-        if stored.keys() != parameters.keys():
-            raise TrainingError(
-                f"checkpoint '{resume_from_checkpoint}' holds {len(stored)} parameters, {len(parameters)} are trained now:"
-                " it is of other settings; delete it and train again"
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(stored[name])
+def _check_precision(training: TrainingSettings) -> None:
+    """Raises SettingsError where bfloat16 is asked of a processor or card that has none: torch would emulate it, a hundred times slower."""
+    if training.precision == "bfloat16" and not _has_bfloat16():
+        where = "this card" if torch.cuda.is_available() else "this machine's processor (no card was found)"
+        raise SettingsError(
+            f"training.precision is bfloat16, but {where} has no bfloat16 instructions:"
+            " set training.precision and base.dtype to float32, or train on a card of 2020 or later"
+        )
 
 
-class StopAtBrokenLoss(TrainerCallback):
-    """Ends a training whose loss is no number any more."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Raises TrainingError at the first logged loss that is not finite."""
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.global_step}: lower the learning rate, or look at the data"
-            )
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def parameter_groups(
-    model: nn.Module, *, groups: Sequence[TrainableGroup], weight_decay: float
-) -> list[dict[str, Any]]:
-    """AdamW's groups: per trainable group one with decay and one without."""
-    parameters = dict(model.named_parameters())
-    result = []
-    for group in groups:
-        for decays in (True, False):
-            members = [parameters[name] for name in group.parameter_names if (parameters[name].ndim >= 2) == decays]
-            if members:
-                decay = weight_decay if decays else 0.0
-                result.append({"params": members, "lr": group.learning_rate, "weight_decay": decay, "name": group.name})
-    return result
+def _make_ready_(trainable: TrainableModel, *, training: TrainingSettings, knobs: StepKnobs) -> None:
+    make_lean_(
+        trainable.mgm,
+        checkpointing=knobs.checkpointing,
+        offload=knobs.offload_activations,
+        loss_chunk=knobs.loss_chunk,
+    )
+    if training.precision == "bfloat16":
+        keep_inputs_reduced_(trainable.model)
+    if knobs.engine == "deepspeed":
+        check_deepspeed(trainable, training=training, knobs=knobs)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return (checkpoint / TRAINED_NAME).is_file()
+@contextmanager
+def _engine(knobs: StepKnobs) -> Iterator[type[GroupedTrainer]]:
+    if knobs.engine == "torch":
+        yield GroupedTrainer
+    else:
+        with rank_environment():
+            yield ZeroTrainer
 
 
 def _history(log: Sequence[dict[str, float]], *, training: TrainingSettings, num_steps: int) -> TrainingHistory:

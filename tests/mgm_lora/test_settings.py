@@ -56,9 +56,48 @@ def test_four_mistakes_are_four_lines_of_one_error(tmp_path: Path) -> None:
     assert "data.heldout: is missing" in told
 
 
-def test_batches_that_do_not_divide_are_told(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="global_batch_size 32 is no multiple of micro_batch_size 5"):
-        read_settings(write(tmp_path, training__micro_batch_size=5))
+@pytest.mark.parametrize(
+    "step, product", [({"micro_batch_size": 5}, "5"), ({"engine": "deepspeed", "num_cards": 3}, "1 x")]
+)
+def test_batches_that_do_not_divide_are_told(tmp_path: Path, step: dict[str, Any], product: str) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"global_batch_size 32 is no multiple of full\.step\.micro_batch_size {product}"
+    ):
+        read_settings(write(tmp_path, full__step=step))
+
+
+@pytest.mark.parametrize(
+    "step, told",
+    [
+        (
+            {"optimizer": "sgd"},
+            "Input should be 'adamw', 'adamw_8bit', 'paged_adamw' or 'paged_adamw_8bit'; found 'sgd'",
+        ),
+        (
+            {"engine": "deepspeed", "zero_stage": 3, "quantization": "nf4"},
+            "set zero_stage to 2 or less, or quantization to none",
+        ),
+        ({"zero_stage": 2, "offload_optimizer": True}, "zero_stage, offload_optimizer need engine deepspeed"),
+        ({"num_cards": 2}, "num_cards need engine deepspeed"),
+        ({"engine": "deepspeed", "optimizer": "adamw_8bit"}, "set adamw, or engine torch"),
+        (
+            {"engine": "deepspeed", "zero_stage": 2, "offload_parameters": True},
+            "offload_parameters needs zero_stage 3, found 2",
+        ),
+        ({"engine": "deepspeed", "offload_optimizer": True}, "offload_optimizer needs zero_stage 1, 2 or 3, found 0"),
+        ({"checkpointing": ["projector"]}, "lora.step.checkpointing"),
+        ({"micro_batch_size": 0}, "lora.step.micro_batch_size"),
+    ],
+)
+def test_a_step_that_can_not_be_is_told(tmp_path: Path, step: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read_settings(write(tmp_path, lora__step=step))
+    assert told in str(error.value)
+
+
+def test_whole_weights_in_4_bit_are_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="4-bit weights can't be trained in full"):
+        read_settings(write(tmp_path, full__step={"quantization": "nf4"}))
 
 
 def test_all_points_off_is_told(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def _write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: fl
         "heldout_loss": 0.2,
         "minutes": 1.5,
         "peak_memory_gib": 2.25,
+        "planned_memory_gib": 1.75,
+        "step_memory_gib": 1.5,
         "samples_per_second": 80.0,
         "trainable_parameters": int(1_000_000 * share),
         "trainable_share": share,

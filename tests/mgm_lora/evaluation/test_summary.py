@@ -38,7 +38,7 @@ def test_plain_table_has_one_line_per_arm_and_the_places(metrics: Path) -> None:
     assert all(name in lines[0] for name in COLUMNS)
     assert "90.0 % [" in lines[2]
     assert "+5.0 pp [" in lines[2]
-    assert lines[2].endswith("31,000 (3.1 %)      2.25 GiB     1.50 min  3.50 MiB")
+    assert lines[2].endswith("31,000 (3.1 %)      1.50 GiB     1.50 min  3.50 MiB")
     assert lines[1].split()[-5:] == ["–"] * 5
     assert "29.2 % [" in lines[5]
     assert "retention 94.7 %" in lines[7]
@@ -58,7 +58,7 @@ def test_terminal_gets_a_drawn_table_with_whole_cells(
     assert plain != output.getvalue()
     assert "─" in plain
     assert max(len(line) for line in plain.splitlines()) <= width
-    for words in ("base", "LoRA", "90.0 %", "+5.0 pp", "31,000", "(3.1 %)", "2.25 GiB", "1.50 min", "3.50 MiB"):
+    for words in ("base", "LoRA", "90.0 %", "+5.0 pp", "31,000", "(3.1 %)", "1.50 GiB", "1.50 min", "3.50 MiB"):
         assert words in plain
     assert len(re.findall(r"\[\d+\.\d, \d+\.\d\]", plain)) >= 5
     assert "reports/comparison.html" in plain

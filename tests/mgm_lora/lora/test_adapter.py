@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.errors import ArtifactError, BaseChangedError
-from mgm_lora.lora.adapter import KIND, load_adapter, merge_adapter_, save_adapter
+from mgm_lora.lora.adapter import KIND, adapter_quantization, load_adapter, merge_adapter_, save_adapter
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.model.quantization import dequantize_language_model_, is_quantized, quantize_language_model_
 from mgm_lora.settings import LoraSettings
 
 Batch = dict[str, torch.Tensor]
@@ -22,6 +23,16 @@ DIGEST = "a" * 64
 
 @pytest.fixture
 def trained(model: MGMForConditionalGeneration, all_points: LoraSettings) -> TrainableModel:
+    return _trained(model, all_points)
+
+
+@pytest.fixture
+def trained_in_4_bit(model: MGMForConditionalGeneration, all_points: LoraSettings) -> TrainableModel:
+    quantize_language_model_(model)
+    return _trained(model, all_points)
+
+
+def _trained(model: MGMForConditionalGeneration, all_points: LoraSettings) -> TrainableModel:
     """Every trained parameter moved away from where it began."""
     trainable = inject_adapter_(model, lora=all_points, seed=1)
     torch.manual_seed(2)
@@ -38,7 +49,8 @@ def save(tmp_path: Path) -> Callable[[TrainableModel], Path]:
     def write(trainable: TrainableModel) -> Path:
         save_adapter(trainable.model, folder=tmp_path)
         base = {"model": "tiny", "revision": None, "digest": DIGEST}
-        write_manifest(tmp_path, Manifest.make(KIND, settings={}, parents={}, base=base))
+        details = {"quantization": "nf4"} if is_quantized(trainable.model) else {}
+        write_manifest(tmp_path, Manifest.make(KIND, settings={}, parents={}, base=base, details=details))
         return tmp_path
 
     return write
@@ -94,3 +106,51 @@ def test_merged_model_answers_as_adapted_and_has_no_trace_of_peft(
     assert (adapted - of_merged).abs().max() <= 1e-5 * adapted.abs().max()
     assert (of_base - of_merged).abs().max() >= 1e-3 * of_base.abs().max()
     assert merged.state_dict().keys() == base.state_dict().keys()
+
+
+@pytest.mark.parametrize("already", [False, True], ids=["plain base", "4-bit base"])
+def test_adapter_of_a_4_bit_base_is_loaded_onto_one(
+    trained_in_4_bit: TrainableModel,
+    save: Callable[[TrainableModel], Path],
+    tiny_base: Path,
+    batch: Batch,
+    already: bool,
+) -> None:
+    folder = save(trained_in_4_bit)
+    base = load_model(tiny_base, dtype=torch.float32)
+    if already:
+        quantize_language_model_(base)
+    loaded = load_adapter(base, folder=folder, base_digest=DIGEST)
+    assert adapter_quantization(folder) == "nf4"
+    assert is_quantized(loaded)
+    with torch.no_grad():
+        expected = trained_in_4_bit.model(**batch, logits_at="all").logits
+        assert torch.equal(expected, loaded(**batch, logits_at="all").logits)
+
+
+def test_adapter_of_a_plain_base_is_not_put_on_a_4_bit_one(
+    trained: TrainableModel, save: Callable[[TrainableModel], Path], tiny_base: Path
+) -> None:
+    folder = save(trained)
+    base = load_model(tiny_base, dtype=torch.float32)
+    quantize_language_model_(base)
+    assert adapter_quantization(folder) == "none"
+    with pytest.raises(BaseChangedError, match="found one in 4 bit: load the base without quantization"):
+        load_adapter(base, folder=folder, base_digest=DIGEST)
+
+
+def test_merged_4_bit_model_is_plain_and_answers_as_adapted(
+    trained_in_4_bit: TrainableModel, tiny_base: Path, batch: Batch
+) -> None:
+    rounded = load_model(tiny_base, dtype=torch.float32)
+    quantize_language_model_(rounded)
+    dequantize_language_model_(rounded)
+    with torch.no_grad():
+        adapted = trained_in_4_bit.model(**batch, logits_at="all").logits
+        merged = merge_adapter_(trained_in_4_bit.model)
+        of_merged = merged(**batch, logits_at="all").logits
+    assert (adapted - of_merged).abs().max() <= 1e-5 * adapted.abs().max()
+    assert not is_quantized(merged)
+    assert merged.state_dict().keys() == rounded.state_dict().keys()
+    frozen = "language_model.model.embed_tokens.weight"  # neither rounded nor adapted
+    assert torch.equal(merged.state_dict()[frozen], rounded.state_dict()[frozen])

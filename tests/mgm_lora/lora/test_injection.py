@@ -1,11 +1,17 @@
 """What is asked for is what trains: exactly the resolved set has gradients, the rest stays as it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
+from mgm_lora.errors import SettingsError
+from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.model.quantization import is_quantized, quantize_language_model_
 from mgm_lora.settings import FullSettings, LoraSettings, PointSettings
 
 Batch = dict[str, torch.Tensor]
@@ -98,6 +104,87 @@ def test_full_parts_train_all_and_only_what_can_learn(model: MGMForConditionalGe
     # key biases of attention move all scores alike; Gemma has none
     assert received == wanted
     assert not any(name.startswith("vision_tower") for name in wanted)
+
+
+def test_adapter_over_4_bit_trains_the_same_set_and_leaves_outputs_unchanged(
+    model: MGMForConditionalGeneration, all_points: LoraSettings, batch: Batch
+) -> None:
+    quantize_language_model_(model)
+    with torch.no_grad():
+        before = model(**batch, logits_at="all").logits
+        trainable = inject_adapter_(model, lora=all_points, seed=1)
+        after = trainable.model.eval()(**batch, logits_at="all").logits
+    assert (before - after).abs().max() <= 1e-6
+    assert is_quantized(trainable.mgm.language_model)
+    _randomize_b(trainable)
+    trainable.model.train()(**batch).loss.backward()
+    wanted = {name for group in trainable.groups for name in group.parameter_names}
+    received = {name for name, p in trainable.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert received == wanted
+    assert {p.dtype for p in trainable.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_4_bit_weights_are_not_trained_in_full(model: MGMForConditionalGeneration, all_points: LoraSettings) -> None:
+    quantize_language_model_(model)
+    lora = LoraSettings.model_validate(
+        all_points.model_dump() | {name: {"mode": "full"} for name in ("language_mlp", "projector")}
+    )
+    with pytest.raises(SettingsError, match=r"^lora\.language_mlp\.mode is full, but 4-bit weights can't be trained"):
+        inject_adapter_(model, lora=lora, seed=1)
+    assert not isinstance(model.language_model.model.layers[0].mlp, PeftModel)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_autocast_makes_no_wide_copy_of_a_layers_input(
+    tiny_base: object, all_points: LoraSettings, quantized: bool
+) -> None:
+    from mgm_lora.model.checkpoint import load_model
+
+    model = load_model(str(tiny_base), dtype=torch.bfloat16)
+    if quantized:
+        quantize_language_model_(model)
+    trainable = inject_adapter_(model, lora=all_points, seed=1)
+    _randomize_b(trainable)
+    layer = trainable.mgm.language_model.model.layers[0].self_attn.q_proj.train()
+    hidden = torch.randn(5, 7, 32).bfloat16().requires_grad_()
+
+    def run() -> tuple[torch.Tensor, int]:
+        with torch.autocast("cpu", torch.bfloat16), _WideTensors() as wide:
+            out = layer(hidden)
+            out.sum().backward()
+        return out, wide.count
+
+    before, num_before = run()
+    keep_inputs_reduced_(trainable.model)
+    after, num_after = run()
+    assert num_before > 0 or quantized  # PEFT's 4-bit layers cast nothing under autocast by themselves
+    assert num_after == 0
+    assert (before - after).abs().max() <= 2**-7 * before.abs().max()  # one step of bfloat16
+
+
+def test_plain_model_is_found_inside(tiny_base: object, all_points: LoraSettings) -> None:
+    from mgm_lora.model.checkpoint import load_model
+
+    full = FullSettings(learning_rate=1e-4, parts=("projector",))
+    adapted, thawed = (load_model(str(tiny_base), dtype=torch.float32) for _ in range(2))
+    assert inject_adapter_(adapted, lora=all_points, seed=1).mgm is adapted
+    assert thaw_parts_(thawed, full=full, seed=1).mgm is thawed
+
+
+class _WideTensors(TorchDispatchMode):
+    """Counts float32 tensors of rows x positions x width: all that is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += sum(
+            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32 and leaf.numel() >= 5 * 7 * 32
+            for leaf in tree_leaves(result)
+        )
+        return result
 
 
 def _randomize_b(trainable: TrainableModel) -> None:

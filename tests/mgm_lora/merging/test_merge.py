@@ -12,8 +12,9 @@ from mgm_lora.lora.adapter import KIND, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.merging.merge import MergeProof, merge_with_proof
 from mgm_lora.merging.probe import Probe
-from mgm_lora.model.base import Base, find_base
+from mgm_lora.model.base import Base, Quantization, find_base
 from mgm_lora.model.checkpoint import load_model
+from mgm_lora.model.quantization import is_quantized
 from mgm_lora.settings import BaseSettings, LoraSettings, MergingSettings, PointSettings
 
 MERGING = MergingSettings(num_probe_samples=3, max_logit_difference=1e-4, min_base_difference=1e-3)
@@ -33,10 +34,10 @@ def probes(make_picture: Callable[..., Path]) -> list[Probe]:
 
 
 @pytest.fixture
-def make_adapter(base: Base, tmp_path: Path) -> Callable[[float], Path]:
+def make_adapter(base: Base, tmp_path: Path) -> Callable[..., Path]:
     """An adapter whose B matrices have this scale."""
 
-    def make(scale: float) -> Path:
+    def make(scale: float, *, quantization: Quantization = "none") -> Path:
         point = PointSettings(mode="lora", rank=4, alpha=8)
         lora = LoraSettings(
             learning_rate=1e-3,
@@ -46,7 +47,7 @@ def make_adapter(base: Base, tmp_path: Path) -> Callable[[float], Path]:
             projector=PointSettings(mode="full"),
             mining=point,
         )
-        trainable = inject_adapter_(base.load(), lora=lora, seed=1)
+        trainable = inject_adapter_(base.load(quantization=quantization), lora=lora, seed=1)
         torch.manual_seed(2)
         with torch.no_grad():
             for name, parameter in trainable.model.named_parameters():
@@ -55,7 +56,8 @@ def make_adapter(base: Base, tmp_path: Path) -> Callable[[float], Path]:
         folder = tmp_path / "adapter"
         folder.mkdir()
         save_adapter(trainable.model, folder=folder)
-        write_manifest(folder, Manifest.make(KIND, settings={}, parents={}, base=base.identity))
+        details = {"quantization": quantization}
+        write_manifest(folder, Manifest.make(KIND, settings={}, parents={}, base=base.identity, details=details))
         return folder
 
     return make
@@ -88,6 +90,25 @@ def test_merged_is_proven_equal_to_the_adapter_and_unlike_the_base(
     assert proof.same_answers == proof.num_probe_samples == 3
     assert proof.num_positions == 3 * len("a red one" + "EN!")  # the letters, end of turn, newline, end of sequence
     load_model(tmp_path / "merged", dtype=torch.float32)
+
+
+def test_adapter_trained_over_4_bit_is_proven_against_itself_not_against_the_plain_base(
+    make_adapter: Callable[..., Path], base: Base, probes: list[Probe], tmp_path: Path
+) -> None:
+    proof = merge(make_adapter(0.2, quantization="nf4"), base=base, probes=probes, destination=tmp_path / "merged")
+    merged = load_model(tmp_path / "merged", dtype=torch.float32)
+    assert proof.passed
+    assert 0 < proof.max_logit_difference <= 1e-4
+    assert proof.same_answers == 3
+    assert not is_quantized(merged)
+
+
+def test_rounding_alone_is_no_learning(
+    make_adapter: Callable[..., Path], base: Base, probes: list[Probe], tmp_path: Path
+) -> None:
+    adapter = make_adapter(0.0, quantization="nf4")
+    with pytest.raises(MergeProofError, match="the adapter changed nothing"):
+        merge(adapter, base=base, probes=probes, destination=tmp_path / "merged")
 
 
 def test_merge_beyond_the_bound_fails_and_leaves_nothing(

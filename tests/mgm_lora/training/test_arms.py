@@ -9,10 +9,12 @@ import torch
 from mgm_lora.artifacts import digest_folder, read_manifest
 from mgm_lora.lora.adapter import load_adapter
 from mgm_lora.lora.injection import TrainableModel, thaw_parts_
+from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.settings import FullSettings, TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 
+KNOBS = StepKnobs(micro_batch_size=4)
 BASE = {"model": "tiny", "revision": None, "digest": "d" * 64}
 
 
@@ -31,6 +33,7 @@ def test_lora_arm_leaves_an_adapter_that_loads(
     figures = train_arm(
         trainable,
         training=training,
+        knobs=KNOBS,
         data=data,
         weights=adapter_weights(trainable),
         origin=origin(training),
@@ -57,6 +60,7 @@ def test_full_arm_leaves_a_checkpoint_that_loads(
     train_arm(
         trainable,
         training=training,
+        knobs=KNOBS,
         data=data,
         weights=model_weights(trainable, processor=data.processor, dtype=torch.float32),
         origin=origin(training),
@@ -78,6 +82,7 @@ def test_same_inputs_give_the_same_adapter_bytes(
         train_arm(
             trainable,
             training=training,
+            knobs=KNOBS,
             data=data,
             weights=adapter_weights(trainable),
             origin=origin(training),

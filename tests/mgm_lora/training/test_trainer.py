@@ -3,32 +3,43 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
-from mgm_lora.errors import TrainingError
+from mgm_lora.errors import SettingsError, TrainingError
 from mgm_lora.lora.injection import TrainableModel
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.settings import CheckpointedPart, TrainingSettings
 from mgm_lora.training.arms import TrainingData
-from mgm_lora.training.trainer import TRAINED_NAME, newest_checkpoint, parameter_groups, run_training
+from mgm_lora.training.grouped_trainer import TRAINED_NAME
+from mgm_lora.training.trainer import newest_checkpoint, run_training
 
 Make = Callable[[], TrainableModel]
+KNOBS = StepKnobs(micro_batch_size=4)
 
 
 def train(
-    trainable: TrainableModel, training: TrainingSettings, data: TrainingData, folder: Path, *callbacks: Any
+    trainable: TrainableModel,
+    training: TrainingSettings,
+    data: TrainingData,
+    folder: Path,
+    *callbacks: Any,
+    knobs: StepKnobs = KNOBS,
+    order: Any = None,
 ) -> Any:
     return run_training(
         trainable,
         training=training,
+        knobs=knobs,
         processor=data.processor,
         train_rows=data.train,
         heldout_rows=data.heldout,
         checkpoints=folder,
         callbacks=callbacks,
+        order=order,
     )
 
 
@@ -101,15 +112,6 @@ def test_frozen_parameters_stay_bit_equal(
     assert not any(torch.equal(start[name], after[name]) for name in start)
 
 
-def test_every_group_has_its_rate_and_only_matrices_decay(make_trainable: Make) -> None:
-    trainable = make_trainable()
-    slow = replace(trainable.groups[0], learning_rate=1e-5)
-    groups = parameter_groups(trainable.model, groups=[slow, *trainable.groups[1:]], weight_decay=0.1)
-    assert {group["lr"] for group in groups if group["name"] == slow.name} == {1e-5}
-    assert all((group["weight_decay"] == 0.1) == (p.ndim >= 2) for group in groups for p in group["params"])
-    assert sum(len(group["params"]) for group in groups) == len(trained_tensors(trainable))
-
-
 def test_loss_that_is_no_number_stops_the_run(
     make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
 ) -> None:
@@ -120,14 +122,15 @@ def test_loss_that_is_no_number_stops_the_run(
         train(trainable, training, data, tmp_path)
 
 
-def test_gradient_checkpointing_gives_the_same_adapter(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+@pytest.mark.parametrize("offload", [False, True])
+def test_checkpointing_everything_in_small_chunks_gives_the_same_adapter(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path, offload: bool
 ) -> None:
-    plain, checkpointed = make_trainable(), make_trainable()
+    plain, lean = make_trainable(), make_trainable()
     train(plain, training, data, tmp_path / "plain")
-    again = TrainingSettings.model_validate({**training.model_dump(), "gradient_checkpointing": True})
-    train(checkpointed, again, data, tmp_path / "checkpointed")
-    ours, theirs = trained_tensors(plain), trained_tensors(checkpointed)
+    knobs = replace(KNOBS, checkpointing=get_args(CheckpointedPart), loss_chunk=3, offload_activations=offload)
+    train(lean, training, data, tmp_path / "lean", knobs=knobs)
+    ours, theirs = trained_tensors(plain), trained_tensors(lean)
     assert all((ours[name] - theirs[name]).abs().max() <= 1e-5 for name in ours)
 
 
@@ -135,10 +138,38 @@ def test_micro_batches_add_up_to_the_global_batch(
     make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
 ) -> None:
     split, whole = make_trainable(), make_trainable()
-    one_step = {**training.model_dump(), "num_epochs": 0.25, "checkpoints": 0, "warmup_share": 0.0}
-    train(split, TrainingSettings.model_validate({**one_step, "micro_batch_size": 2}), data, tmp_path / "split")
-    train(whole, TrainingSettings.model_validate({**one_step, "micro_batch_size": 8}), data, tmp_path / "whole")
+    values = {**training.model_dump(), "num_epochs": 0.25, "checkpoints": 0, "warmup_share": 0.0}
+    one_step = TrainingSettings.model_validate(values)
+    train(split, one_step, data, tmp_path / "split", knobs=StepKnobs(micro_batch_size=2))
+    train(whole, one_step, data, tmp_path / "whole", knobs=StepKnobs(micro_batch_size=8))
     ours, theirs = trained_tensors(split), trained_tensors(whole)
     moved = max(float(ours[name].abs().max()) for name in ours if "lora_B" in name)
     assert moved > 0
     assert all((ours[name] - theirs[name]).abs().max() <= 0.02 * moved for name in ours if "lora_B" in name)
+
+
+def test_samples_come_in_the_order_that_is_given(
+    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+) -> None:
+    trained = []
+    for name, numbers in (("up", range(32)), ("again", range(32)), ("down", range(31, -1, -1))):
+        trainable = make_trainable()
+        train(trainable, training, data, tmp_path / name, order=list(numbers))
+        trained.append(trained_tensors(trainable))
+    up, again, down = trained
+    assert all(torch.equal(up[name], again[name]) for name in up)
+    assert not any(torch.equal(up[name], down[name]) for name in up)
+
+
+def test_bfloat16_on_a_machine_without_it_is_one_error_before_work(
+    make_trainable: Make,
+    training: TrainingSettings,
+    data: TrainingData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mgm_lora.training.trainer._has_bfloat16", lambda: False)
+    reduced = TrainingSettings.model_validate({**training.model_dump(), "precision": "bfloat16"})
+    with pytest.raises(SettingsError, match="no bfloat16 instructions"):
+        train(make_trainable(), reduced, data, tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,125 @@
+"""transformers' Trainer with what it lacks for us: a learning rate per group, an order of samples that is given, checkpoints of what is
+trained, and a held-out loss that doesn't depend on the batches.
+
+A checkpoint holds the trained parameters, not the frozen base. It doesn't know engines: DeepSpeed's Trainer stands on this one.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from mgm_lora.artifacts import new_file
+from mgm_lora.errors import TrainingError
+from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.lora.optimizer import make_optimizer
+from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.model.sequence import IGNORE_INDEX
+
+TRAINED_NAME = "trained.safetensors"
+ENGINE_NAME = "latest"
+"""DeepSpeed's own, the last file of its part of a checkpoint."""
+_STATE_NAME = "trainer_state.json"
+
+
+class GroupedTrainer(Trainer):
+    """Trains what is trainable as the knobs say."""
+
+    def __init__(
+        self, *, trainable: TrainableModel, knobs: StepKnobs, order: Sampler[int] | None, **arguments: Any
+    ) -> None:
+        super().__init__(model=trainable.model, **arguments)
+        self._trainable = trainable
+        self._knobs = knobs
+        self._order = order
+        self._heldout = torch.zeros(2, dtype=torch.float64)
+
+    def gather_(self) -> None:
+        """In place: makes the trained model whole where an engine has shared it out."""
+
+    def release_(self) -> None:
+        """Lets go of what the training held: batches, optimizer, engine."""
+        self.optimizer = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The knobs' optimizer over the groups."""
+        if self.optimizer is None:
+            name, decay = self._knobs.optimizer, self.args.weight_decay
+            self.optimizer = make_optimizer(self._trainable, name=name, weight_decay=decay)
+        return self.optimizer
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As Trainer's; adds up loss and labelled tokens."""
+        loss, logits, labels = super().prediction_step(model, inputs, *arguments, **options)
+        num_labels = (inputs["labels"] != IGNORE_INDEX).sum()
+        # Trainer divides a rank's sum by the ranks' mean number of labels
+        divisor = self._over_ranks(num_labels).item() / self.args.world_size
+        assert loss is not None
+        self._heldout += torch.tensor([loss.item() * divisor, num_labels.item()], dtype=torch.float64)
+        return loss, logits, labels
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """As Trainer's, with the loss as the mean over labelled tokens: Trainer's mean over batches changes with their size."""
+        self._heldout.zero_()
+        output: Any = super().evaluation_loop(*arguments, **options)
+        total, num_labels = self._over_ranks(self._heldout).tolist()
+        output.metrics[f"{options.get('metric_key_prefix', 'eval')}_loss"] = total / num_labels
+        return output
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        return super()._get_train_sampler(train_dataset) if self._order is None else self._order
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        trained = {name: p.detach().contiguous() for name, p in self._trained_parameters().items()}
+        with new_file(Path(output_dir or str(self.args.output_dir)) / TRAINED_NAME) as path:
+            save_file(trained, path)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        stored = load_file(Path(resume_from_checkpoint) / TRAINED_NAME)
+        parameters = self._trained_parameters()
+        if stored.keys() != parameters.keys():
+            raise TrainingError(
+                f"checkpoint '{resume_from_checkpoint}' holds {len(stored)} parameters, {len(parameters)} are trained now:"
+                " it is of other settings; delete it and train again"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(stored[name])
+
+    def _over_ranks(self, tensor: Tensor) -> Tensor:
+        summed = tensor.to(self.args.device, copy=True)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(summed)
+        return summed
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self._trainable.model.named_parameters() if p.requires_grad}
+
+
+class StopAtBrokenLoss(TrainerCallback):
+    """Ends a training whose loss is no number any more."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Raises TrainingError at the first logged loss that is not finite."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {state.global_step}: lower the learning rate, or look at the data"
+            )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether it was written to its end: the trainer's state is the last file of one."""
+    try:
+        json.loads((checkpoint / _STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return (checkpoint / TRAINED_NAME).is_file() or (checkpoint / ENGINE_NAME).is_file()
