@@ -45,15 +45,25 @@ def run_under_deepspeed(
         SettingsError: there are fewer cards than the plan says, before anything is started.
         TrainingError: a rank failed; its last words, and its exit code as the error's.
     """
-    hosts = _hosts(hostfile, num_cards=knobs.num_cards)
-    command = [*_launcher(hosts, hostfile=hostfile), "--no_local_rank", *program, *arguments]
+    command = [*launch_command(knobs, hostfile=hostfile), "--no_local_rank", *program, *arguments]
     environment = {_TIED: "train", **os.environ}  # ranks of a stage that was started by hand end with it too
-    logger.info("starting %d rank(s) on %s", knobs.num_cards, ", ".join(hosts))
+    logger.info("starting %d rank(s) under DeepSpeed's launcher", knobs.num_cards)
     exit_code, last_words = _run(command, environment=environment)
     if exit_code:
         error = TrainingError(f"a rank ended with exit code {exit_code}; its last words:\n{last_words}")
         error.exit_code = exit_code
         raise error
+
+
+def launch_command(knobs: StepKnobs, *, hostfile: Path | None = None) -> list[str]:
+    """DeepSpeed's launcher with where to start what, up to the program; raises as run_under_deepspeed does."""
+    hosts = _hosts(hostfile, num_cards=knobs.num_cards)
+    if set(hosts) <= {"localhost", "127.0.0.1", platform.node()}:
+        world = base64.urlsafe_b64encode(json.dumps(hosts).encode()).decode()
+        here = ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--quiet"]
+        return [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", *here]
+    include = "@".join(f"{host}:{','.join(cards)}" for host, cards in hosts.items())
+    return [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hostfile}", f"--include={include}"]
 
 
 def is_launched_rank() -> bool:
@@ -117,15 +127,6 @@ def _read_hostfile(path: Path) -> dict[str, list[str]]:
             raise SettingsError(f"'{path}' must hold a line `name slots=cards` per host, each once; found {line!r}")
         hosts[words[0]] = [str(number) for number in range(int(slots))]
     return hosts
-
-
-def _launcher(hosts: Mapping[str, list[str]], *, hostfile: Path | None) -> list[str]:
-    if set(hosts) <= {"localhost", "127.0.0.1", platform.node()}:
-        world = base64.urlsafe_b64encode(json.dumps(hosts).encode()).decode()
-        here = ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", "--quiet"]
-        return [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", *here]
-    include = "@".join(f"{host}:{','.join(cards)}" for host, cards in hosts.items())
-    return [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hostfile}", f"--include={include}"]
 
 
 def _run(command: Sequence[str], *, environment: Mapping[str, str]) -> tuple[int, str]:

@@ -214,5 +214,17 @@ def test_wide_frozen_weights_are_not_rounded_in_silence(tiny_base: Path) -> None
         check_deepspeed(trainable, training=reduced, knobs=knobs)
 
 
+def test_machine_without_a_compiler_is_told_what_to_install(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # nothing built before
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-compiler")
+    trainable = inject_adapter_(load_model(tiny_base, dtype=torch.float32), lora=LORA, seed=3)
+    knobs = StepKnobs(micro_batch_size=2, engine="deepspeed", zero_stage=2, offload_optimizer=True)
+    with pytest.raises(SettingsError, match=r"could not be built here .* install a C\+\+ compiler and ninja"):
+        check_deepspeed(trainable, training=TRAINING, knobs=knobs)
+
+
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
