@@ -14,6 +14,7 @@ import torch
 from benchmarks.findings import GIB, Findings, Goal, Table, gib, part_rows
 from benchmarks.sizes import EVERY_PART, full_settings, lora_settings, mgm_2b, samples, training_settings
 from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.memory.plan import with_margins
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import TracedStep, trace_step
 from mgm_lora.settings import FullSettings, LoraSettings, MemorySettings, read_settings
@@ -109,7 +110,7 @@ def _largest_micro_batch(memory: MemorySettings) -> tuple[int, dict[int, TracedS
         if rows not in traced:
             case = _Case("", lora_settings(), samples(rows, LENGTH), _knobs(rows), CARD_GIB)
             traced[rows] = case.trace()
-        return _with_margins(traced[rows], memory=memory) <= CARD_GIB
+        return with_margins(traced[rows].peak_bytes, memory=memory) <= CARD_GIB * GIB
 
     low, high = 1, 2
     while fits(high):
@@ -125,10 +126,6 @@ def _bisect(fits: Callable[[int], bool], *, low: int, high: int) -> int:
     return low
 
 
-def _with_margins(step: TracedStep, *, memory: MemorySettings) -> float:
-    return step.peak_bytes / GIB * (1 + memory.overhead_share) + memory.context_gib
-
-
 def _margin_row(name: str, step: TracedStep, *, memory: MemorySettings) -> tuple[str, ...]:
-    margins = f"{_with_margins(step, memory=memory):.2f}"
+    margins = gib(with_margins(step.peak_bytes, memory=memory))
     return name, gib(step.peak_bytes), margins, gib(step.host_bytes), f"{step.seconds:.1f}"

@@ -12,8 +12,10 @@ libraries' workspaces (`memory.context_gib`), rounding and gaps of the allocator
 away is in `engines.py`. It doesn't know which knobs are good.
 """
 
+import gc
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,21 +74,22 @@ def trace_step(
         device: `cuda` traces what a card holds, `cpu` what a run without one does.
     """
     started = time.monotonic()
-    trainable = _built(config, dtype=dtype, arm=arm, knobs=knobs, training=training)
-    mode = FakeFloats()
-    fake_weights_(trainable.model, mode=mode)
-    with mode:
-        engine = make_engine(trainable, knobs=knobs, training=training, on_card=device == "cuda")
-        counter = LiveBytes(trainable.model)
-        _step(
-            trainable,
-            engine=engine,
-            counter=counter,
-            config=config,
-            shape=shape,
-            num_accumulated=knobs.num_accumulated(training.global_batch_size),
-            on_card=device == "cuda",
-        )
+    with _no_collections():
+        trainable = _built(config, dtype=dtype, arm=arm, knobs=knobs, training=training)
+        mode = FakeFloats()
+        fake_weights_(trainable.model, mode=mode)
+        with mode:
+            engine = make_engine(trainable, knobs=knobs, training=training, on_card=device == "cuda")
+            counter = LiveBytes(trainable.model)
+            _step(
+                trainable,
+                engine=engine,
+                counter=counter,
+                config=config,
+                shape=shape,
+                num_accumulated=knobs.num_accumulated(training.global_batch_size),
+                on_card=device == "cuda",
+            )
     pages = knobs.optimizer.startswith("paged") and device == "cuda"
     parts = engine.shared(counter.parts_at_peak(without={OPTIMIZER} if pages else ()))
     return TracedStep(
@@ -159,3 +162,15 @@ def _step(
         del loss
         counter.name_gradients()
         engine.step(counter)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A block without the garbage collector, which would take a quarter of a trace's time to find nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -29,6 +29,7 @@ REQUIREMENTS = (
     "mlflow",
     "numpy",
     "pandas",
+    "bitsandbytes",
     "peft",
     "pillow",
     "pydantic",

@@ -146,7 +146,6 @@ def test_smaller_plans_go_down_to_an_error(ask: Ask) -> None:
     sizes = [step.knobs.micro_batch_size for step in seen]
     assert sizes[:3] == [4, 2, 1]
     assert [step.peak_bytes for step in seen] == sorted((step.peak_bytes for step in seen), reverse=True)
-    assert seen[-1].knobs.offload_activations
     assert seen[-1].tried[0].knobs == plan.knobs
 
 
