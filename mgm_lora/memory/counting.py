@@ -175,7 +175,7 @@ class LiveBytes(TorchDispatchMode):
         if node is not None:  # also where a checkpointed part is computed again
             return self._part_of(node._sequence_nr())
         if not self._marks or self._marks[-1][1] != self._part:
-            self._marks.append((torch.autograd._get_sequence_nr(), self._part))  # type: ignore[attr-defined]  # type: ignore[attr-defined]
+            self._marks.append((torch.autograd._get_sequence_nr(), self._part))  # type: ignore[attr-defined]
         return self._part
 
     def _part_of(self, sequence_number: int) -> str:
