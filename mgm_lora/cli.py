@@ -1,7 +1,7 @@
 """The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, and `summary`.
 
 Exit codes: 0 done; 2 bad input (settings, data, arguments); 3 a proof or gate that did not hold; 4 the machine (disk,
-permissions). It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
+permissions); 5 its memory. It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
 """
 
 import logging
@@ -37,7 +37,8 @@ DEFAULT_PARAMS = Path("params.yaml")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("mgm_lora").setLevel(logging.INFO)
+    is_first_rank = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    logging.getLogger("mgm_lora").setLevel(logging.INFO if is_first_rank else logging.WARNING)
     _quieten_libraries()
     try:
         app(args=None if arguments is None else list(arguments), standalone_mode=True)
@@ -93,6 +94,10 @@ def train(
     arm: Annotated[
         str, typer.Option(help="lora: an adapter at the points of the settings; full: the fine-tune to compare with.")
     ],
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="A folder with the plan to obey; none: artifacts/plans/ARM, as the stage plan left it."),
+    ] = None,
     params: Params = DEFAULT_PARAMS,
 ) -> None:
     """Trains one arm. Killed, it goes on from its newest checkpoint when run again with the same settings."""
@@ -100,7 +105,7 @@ def train(
     settings = _begin(params)
     from mgm_lora.stages import train as stage
 
-    stage.run(settings, arm=arm)
+    stage.run(settings, arm=arm, plan_folder=plan)
 
 
 @app.command()

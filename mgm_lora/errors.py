@@ -1,7 +1,7 @@
 """Every error that mgm-lora raises on purpose: its own type and a builtin at once.
 
 A message says what was asked, what was found and what to do. `exit_code` is what the command line ends with:
-2 for bad input, 3 for a proof or gate that did not hold, 4 for the machine (disk, permissions).
+2 for bad input, 3 for a proof or gate that did not hold, 4 for the machine (disk, permissions), 5 for its memory.
 It knows nothing of who raises what.
 """
 
@@ -77,7 +77,7 @@ class StorageError(MgmLoraError, OSError):
 class DoesNotFitError(MgmLoraError, MemoryError):
     """A training step takes more memory than the card, or the budget, has."""
 
-    exit_code = 4
+    exit_code = 5
 
 
 class PlanError(MgmLoraError, ValueError):

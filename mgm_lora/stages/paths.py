@@ -15,3 +15,4 @@ DATA_DOCS = Path("reports/validation")
 REPORT = Path("reports/comparison.html")
 PLAN_PICTURE = Path("reports/plan.png")
 CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs
+RANKS = Path("build/ranks")  # what the processes of a training on several cards are given

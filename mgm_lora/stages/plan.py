@@ -1,5 +1,6 @@
 """The stage `plan`: one arm's memory plan, from the settings, the base's configuration and the samples' sizes. No weight is read."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,9 +46,9 @@ def show_all(settings: Settings, *, budget_gib: float | None) -> None:
     print(f"picture  {paths.PLAN_PICTURE}")
 
 
-def planned(settings: Settings, *, arm: str) -> MemoryPlan:
-    """The plan that the stage left; raises PlanError where it is of other settings, data or another base."""
-    return read_plan(paths.PLANS / arm, made_for=request_of(settings, arm=arm).digest)
+def planned(settings: Settings, *, arm: str, folder: Path | None = None) -> MemoryPlan:
+    """The plan that the stage left, or that of a folder; raises PlanError where it is of other settings, data or another base."""
+    return read_plan(folder or paths.PLANS / arm, made_for=request_of(settings, arm=arm).digest)
 
 
 def request_of(settings: Settings, *, arm: str) -> PlanRequest:

@@ -1,15 +1,21 @@
 """The stage `train`: one arm, from the samples and the base to its artifact."""
 
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from pydantic import BaseModel
+from transformers import TrainerCallback
 
 from mgm_lora.artifacts import digest_folder, new_file, write_json
 from mgm_lora.data.table import read_samples
-from mgm_lora.errors import DoesNotFitError
+from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
-from mgm_lora.memory.plan import GIB, MemoryPlan, describe_knobs
+from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.memory.plan import GIB, MemoryPlan, describe_knobs, write_plan
 from mgm_lora.memory.search import smaller_plan
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.model.processor import MGMProcessor
@@ -20,7 +26,8 @@ from mgm_lora.stages.plan import planned, request_of
 from mgm_lora.training.arms import Origin, TrainingData, TrainingFigures, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.first_step import WorstBatch
-from mgm_lora.training.grouping import EpochToOrder, GroupedOrder
+from mgm_lora.training.grouping import EpochToOrder, GroupedOrder, PaddingFigures, padding_figures
+from mgm_lora.training.launch import is_first_rank, is_launched_rank, run_under_deepspeed
 from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.tracking import track_training
 from mgm_lora.training.trainer import newest_checkpoint
@@ -29,15 +36,25 @@ logger = logging.getLogger(__name__)
 ARMS = ("lora", "full")
 
 
-def run(settings: Settings, *, arm: str) -> TrainingFigures:
+def run(settings: Settings, *, arm: str, plan_folder: Path | None = None) -> None:
     """Trains `lora` or `full` as its plan says and writes artifacts/trained/<arm> and metrics/train-<arm>.json.
 
-    Where the largest batch does not fit after all, and the settings allow it, it goes on with the next smaller plan.
+    Under DeepSpeed it starts one process per card, each of which comes here again. Where the largest batch does not fit after all, and the
+    settings allow it, it goes on with the next smaller plan.
+
+    Args:
+        plan_folder: none: artifacts/plans/<arm>.
     """
-    plan = planned(settings, arm=arm)
+    plan = planned(settings, arm=arm, folder=plan_folder)
+    if plan.knobs.engine == "torch":
+        train = _train
+    elif is_launched_rank():
+        return _train(settings, arm=arm, plan=plan)  # whoever launched it steps down, for all ranks at once
+    else:
+        train = _launch
     while True:
         try:
-            return _train(settings, arm=arm, plan=plan)
+            return train(settings, arm=arm, plan=plan)
         except DoesNotFitError as error:
             if not settings.memory.step_down:
                 raise
@@ -46,7 +63,23 @@ def run(settings: Settings, *, arm: str) -> TrainingFigures:
             logger.warning("going on with the next smaller plan: %s", describe_knobs(plan.knobs))
 
 
-def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainingFigures:
+def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
+    """Every rank gets the settings and the plan of this process, whatever becomes of params.yaml meanwhile."""
+    folder = paths.RANKS / arm
+    folder.mkdir(parents=True, exist_ok=True)
+    params = folder / paths.PARAMS.name
+    params.write_text(json.dumps(settings.model_dump(mode="json"), indent=2), encoding="utf-8")  # JSON is YAML
+    write_plan(plan, destination=folder / "plan", settings={}, parents={})
+    arguments = ["train", "--arm", arm, "--params", str(params), "--plan", str(folder / "plan")]
+    try:
+        run_under_deepspeed(arguments, knobs=plan.knobs, hostfile=getattr(settings, arm).step.hostfile)
+    except TrainingError as error:
+        if error.exit_code == DoesNotFitError.exit_code:
+            raise DoesNotFitError(str(error)) from error
+        raise
+
+
+def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
     processor = MGMProcessor.from_pretrained(base.folder)
     sections = _sections(settings, arm)
@@ -60,13 +93,9 @@ def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainingFigures
     checkpoints = paths.CHECKPOINTS / f"{arm}-{origin.key[:16]}"
     resume = newest_checkpoint(checkpoints) is not None
     order = _order(settings, data=data)
-    with track_training(
-        arm,
-        open_experiment=lambda: open_store(settings.registry).experiment_id,
-        sections=sections,
-        key=origin.key,
-        resume=resume,
-    ) as tracker:
+    if is_first_rank():
+        _say_padding(_padding(settings, data=data, knobs=plan.knobs), settings=settings)
+    with _tracked(settings, arm=arm, sections=sections, key=origin.key, resume=resume) as callbacks:
         figures = train_arm(
             trainable,
             training=settings.training,
@@ -76,14 +105,37 @@ def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainingFigures
             origin=origin,
             checkpoints=checkpoints,
             destination=paths.TRAINED / arm,
-            callbacks=[*tracker.callbacks, *([EpochToOrder(order)] if order else [])],
+            callbacks=[*callbacks, *([EpochToOrder(order)] if order else [])],
             order=order,
             worst=_worst(settings, plan=plan, trainable=trainable),
         )
+    if is_first_rank():
+        _write_metrics(figures, plan=plan, data=data, settings=settings)
+
+
+@contextmanager
+def _tracked(
+    settings: Settings, *, arm: str, sections: dict[str, BaseModel], key: str, resume: bool
+) -> Iterator[list[TrainerCallback]]:
+    if not is_first_rank():
+        yield []
+        return
+    with track_training(
+        arm,
+        open_experiment=lambda: open_store(settings.registry).experiment_id,
+        sections=sections,
+        key=key,
+        resume=resume,
+    ) as tracker:
+        yield tracker.callbacks
+
+
+def _write_metrics(figures: TrainingFigures, *, plan: MemoryPlan, data: TrainingData, settings: Settings) -> None:
     metrics = asdict(figures) | {"planned_memory_gib": plan.peak_bytes / GIB}
-    with new_file(paths.METRICS / f"train-{arm}.json") as path:
+    padding = _padding(settings, data=data, knobs=plan.knobs)
+    metrics["padded_share"] = padding.padded_share if settings.training.group_by_length else padding.padded_share_plain
+    with new_file(paths.METRICS / f"train-{plan.arm}.json") as path:
         write_json(path, {name: round(value, 6) for name, value in metrics.items() if value is not None})
-    return figures
 
 
 def _sections(settings: Settings, arm: str) -> dict[str, BaseModel]:
@@ -107,8 +159,25 @@ def _order(settings: Settings, *, data: TrainingData) -> GroupedOrder | None:
     if not settings.training.group_by_length:
         return None
     training = settings.training
-    sizes = data.train.sizes  # type: ignore[attr-defined]
-    return GroupedOrder(sizes, global_batch_size=training.global_batch_size, seed=training.seed)
+    return GroupedOrder(data.train.sizes, global_batch_size=training.global_batch_size, seed=training.seed)
+
+
+def _padding(settings: Settings, *, data: TrainingData, knobs: StepKnobs) -> PaddingFigures:
+    training = settings.training
+    return padding_figures(
+        data.train.sizes,
+        micro_batch_size=knobs.micro_batch_size,
+        global_batch_size=training.global_batch_size,
+        seed=training.seed,
+    )
+
+
+def _say_padding(figures: PaddingFigures, *, settings: Settings) -> None:
+    chance = f"{figures.padded_share_plain:.1%} in an order by chance"
+    if settings.training.group_by_length:
+        logger.info("padding: %.1f %% of all positions, grouped by length (%s)", 100 * figures.padded_share, chance)
+    else:
+        logger.info("padding: %s (%.1f %% with training.group_by_length)", chance, 100 * figures.padded_share)
 
 
 def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -> WorstBatch | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from mgm_lora.artifacts import Manifest, new_artifact, size_on_disk, write_json, write_manifest
@@ -26,13 +26,16 @@ from mgm_lora.lora.adapter import KIND as ADAPTER_KIND
 from mgm_lora.lora.adapter import save_adapter
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import StepKnobs
+from mgm_lora.memory.plan import GIB
 from mgm_lora.model.checkpoint import save_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
+from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.deepspeed import deepspeed_config
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.launch import of_first_rank
+from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.peak import peak_memory_gib
 from mgm_lora.training.trainer import run_training
 
@@ -46,8 +49,8 @@ class TrainingData:
     """What is learned, and what the held-out loss is taken on."""
 
     processor: MGMProcessor
-    train: Dataset[Any]
-    heldout: Dataset[Any]
+    train: ConversationDataset | PackedDataset
+    heldout: ConversationDataset
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class TrainingFigures:
     heldout_loss: float
     minutes: float
     peak_memory_gib: float
+    step_memory_gib: float | None
+    """What a step on the largest batch held, where it was tried."""
     samples_per_second: float
     trainable_parameters: int
     trainable_share: float
@@ -106,7 +111,6 @@ def train_arm(
 
     Under DeepSpeed every rank calls it; the first one writes, and all return its figures.
     """
-    num_trainable, num_all = trainable.num_trainable, sum(p.numel() for p in trainable.model.parameters())
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
     history = run_training(
@@ -138,9 +142,10 @@ def train_arm(
             heldout_loss=history.heldout[-1]["loss"],
             minutes=seconds / 60,
             peak_memory_gib=peak_memory_gib(),
+            step_memory_gib=history.first_step.measured_bytes / GIB if history.first_step else None,
             samples_per_second=history.num_steps * training.global_batch_size / seconds,
-            trainable_parameters=num_trainable,
-            trainable_share=num_trainable / num_all,
+            trainable_parameters=summary["trainable_parameters"],
+            trainable_share=summary["trainable_parameters"] / summary["all_parameters"],
             size_on_disk_mib=size_on_disk(destination) / 2**20,
         )
 
@@ -177,7 +182,7 @@ def _summary(trainable: TrainableModel, *, training: TrainingSettings, knobs: St
     }
     return {
         "trainable_parameters": trainable.num_trainable,
-        "all_parameters": sum(num_parameters.values()),
+        "all_parameters": trainable.mgm.num_parameters(),  # two in a byte where they are packed
         "points": groups,
         "step": asdict(knobs) | {"num_accumulated": knobs.num_accumulated(training.global_batch_size)},
         "quantization": knobs.quantization,

@@ -8,13 +8,15 @@ know how a plan is made, nor what to try when this one doesn't fit.
 """
 
 import gc
+import json
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,13 +24,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from mgm_lora.artifacts import new_file, write_json
 from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.memory.counting import LiveBytes
+from mgm_lora.memory.plan import GIB
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
 
 logger = logging.getLogger(__name__)
-_GIB = 2**30
+_NAME = "first-step.json"
 _OF_ENGINE = ("global_steps", "global_samples", "micro_steps", "skipped_steps", "lr_scheduler")
 
 
@@ -64,12 +68,10 @@ class FirstStep:
 class WorstBatchFirst(TrainerCallback):
     """Tries the worst batch when the trainer has prepared everything, before its first step. Add it to the trainer that it is given."""
 
-    def __init__(
-        self, trainer: Trainer, worst: WorstBatch, *, on_done: Callable[[FirstStep], None] | None = None
-    ) -> None:
+    def __init__(self, trainer: Trainer, worst: WorstBatch, *, remember_in: Path) -> None:
         self._trainer = trainer
         self._worst = worst
-        self._on_done = on_done
+        self._folder = remember_in
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Raises DoesNotFitError where it does not fit."""
@@ -77,8 +79,15 @@ class WorstBatchFirst(TrainerCallback):
             logger.info("the largest batch was tried when this run began: it goes on from step %d", state.global_step)
             return
         first_step = try_worst_batch(self._trainer, self._worst)
-        if self._on_done is not None:
-            self._on_done(first_step)
+        if state.is_world_process_zero:
+            with new_file(self._folder / _NAME) as path:
+                write_json(path, asdict(first_step))
+
+
+def recall_first_step(folder: Path) -> FirstStep | None:
+    """What the largest batch took when the run with these checkpoints began; none where it was not tried."""
+    path = folder / _NAME
+    return FirstStep(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def try_worst_batch(trainer: Trainer, worst: WorstBatch) -> FirstStep:
@@ -98,15 +107,18 @@ def try_worst_batch(trainer: Trainer, worst: WorstBatch) -> FirstStep:
         raise TrainingError(
             "the trial step on the largest batch changed the weights, so it can't be undone: report this"
         )
-    measured = _over_all_cards(measured, device=trainer.args.device)
+    if math.isfinite(
+        measured
+    ):  # else another rank may wait for this one within its step: this one's end, and not its word, ends it
+        measured = _over_all_cards(measured, device=trainer.args.device)
     if math.isinf(measured) or measured > worst.allowed_bytes:
         _free(model, optimizer)
         raise DoesNotFitError(_explain(worst, measured=measured))
     result = FirstStep(int(measured), worst.planned_bytes, seconds=time.monotonic() - started)
     logger.info(
         "the largest batch takes %.2f GiB of %.2f planned (%.2f GiB budget)",
-        result.measured_bytes / _GIB,
-        result.planned_bytes / _GIB,
+        result.measured_bytes / GIB,
+        result.planned_bytes / GIB,
         worst.budget_gib,
     )
     return result
@@ -255,11 +267,11 @@ def _free(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _explain(worst: WorstBatch, *, measured: float) -> str:
-    taken = "ran out of memory" if math.isinf(measured) else f"took {measured / _GIB:.3f} GiB"
+    taken = "ran out of memory" if math.isinf(measured) else f"took {measured / GIB:.3f} GiB"
     shape = worst.shape
     return (
         f"one step on the largest batch of the data ({shape.num_rows} rows of {shape.length} tokens, {shape.num_labels} labels,"
-        f" {shape.num_pictures} pictures) {taken}: planned were {worst.planned_bytes / _GIB:.3f} GiB, and it may take"
-        f" {worst.allowed_bytes / _GIB:.3f} of the budget's {worst.budget_gib:g} GiB. Set memory.step_down to true to take the next"
+        f" {shape.num_pictures} pictures) {taken}: planned were {worst.planned_bytes / GIB:.3f} GiB, and it may take"
+        f" {worst.allowed_bytes / GIB:.3f} of the budget's {worst.budget_gib:g} GiB. Set memory.step_down to true to take the next"
         " smaller plan by itself; or set a smaller step.micro_batch_size, more step.checkpointing, or a larger memory.overhead_share"
     )

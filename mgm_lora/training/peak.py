@@ -8,12 +8,12 @@ import sys
 
 import torch
 
-_GIB = 2**30
+from mgm_lora.memory.plan import GIB
 
 
 def peak_memory_gib() -> float:
     """GiB, since the process began."""
     if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / _GIB
+        return float(torch.cuda.max_memory_allocated()) / GIB
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.deepspeed import ZeroTrainer, check_deepspeed, deepspeed_config, rank_environment
-from mgm_lora.training.first_step import WorstBatch, WorstBatchFirst
+from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step
 from mgm_lora.training.grouped_trainer import GroupedTrainer, StopAtBrokenLoss, is_whole
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class TrainingHistory:
     train: tuple[dict[str, float], ...]
     heldout: tuple[dict[str, float], ...]
     num_steps: int
+    first_step: FirstStep | None = None
+    """What the largest batch took; none where it was not tried."""
 
 
 def run_training(
@@ -80,7 +82,7 @@ def run_training(
             callbacks=[StopAtBrokenLoss(), *callbacks],
         )
         if worst is not None:
-            trainer.add_callback(WorstBatchFirst(trainer, worst))
+            trainer.add_callback(WorstBatchFirst(trainer, worst, remember_in=checkpoints))
         newest = newest_checkpoint(checkpoints)
         if newest is not None:
             logger.warning("going on from %s", newest)
@@ -89,7 +91,8 @@ def run_training(
             trainer.gather_()
         finally:
             trainer.release_()
-    return _history(trainer.state.log_history, training=training, num_steps=trainer.state.global_step)
+    history = _history(trainer.state.log_history, training=training, num_steps=trainer.state.global_step)
+    return replace(history, first_step=recall_first_step(checkpoints) if worst else None)
 
 
 def training_arguments(

@@ -150,7 +150,7 @@ def test_smaller_plans_go_down_to_an_error(ask: Ask) -> None:
 
 
 def test_margins_are_taken_off_the_budget(ask: Ask, peak: Callable[..., float]) -> None:
-    request = ask(peak(4) + 4)
+    request = ask(peak(4) + 3)
     assert make_plan(request).knobs.checkpointing == ()
     margins = request.memory.model_copy(update={"context_gib": 2 / 1024, "overhead_share": 0.1})
     plan = make_plan(replace(request, memory=margins))

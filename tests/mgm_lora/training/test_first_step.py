@@ -23,7 +23,7 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.settings import LoraSettings, OptimizerName, TrainingSettings
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.batches import BatchMaker
-from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, try_worst_batch
+from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step, try_worst_batch
 from mgm_lora.training.grouped_trainer import GroupedTrainer
 from mgm_lora.training.trainer import training_arguments
 
@@ -101,11 +101,10 @@ def when_prepared(run: Run, function: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw"])
 def test_training_after_the_trial_ends_in_the_same_bytes_as_without(
-    make_run: Callable[..., Run], optimizer: OptimizerName
+    make_run: Callable[..., Run], tmp_path: Path, optimizer: OptimizerName
 ) -> None:
     without, tried = make_run(optimizer=optimizer), make_run(optimizer=optimizer)
-    results: list[FirstStep] = []
-    tried.trainer.add_callback(WorstBatchFirst(tried.trainer, tried.worst, on_done=results.append))
+    tried.trainer.add_callback(WorstBatchFirst(tried.trainer, tried.worst, remember_in=tmp_path))
     start = tried.trained()
     without.trainer.train()
     tried.trainer.train()
@@ -113,7 +112,9 @@ def test_training_after_the_trial_ends_in_the_same_bytes_as_without(
     assert all(torch.equal(ours[name].view(torch.int32), theirs[name].view(torch.int32)) for name in ours)
     assert any(not torch.equal(ours[name], start[name]) for name in ours)
     assert tried.trainer.state.log_history[0]["loss"] == without.trainer.state.log_history[0]["loss"]
-    assert len(results) == 1
+    remembered = recall_first_step(tmp_path)
+    assert remembered is not None
+    assert remembered.measured_bytes > 2**20
 
 
 def test_nothing_of_the_trial_remains(make_run: Callable[..., Run]) -> None:
@@ -199,15 +200,17 @@ def test_measured_bytes_are_those_that_the_plan_traced(
     assert results[0].ratio == pytest.approx(1, abs=1e-3)
 
 
-def test_a_batch_that_takes_more_than_allowed_is_an_error_and_frees_what_it_held(make_run: Callable[..., Run]) -> None:
+def test_a_batch_that_takes_more_than_allowed_is_an_error_and_frees_what_it_held(
+    make_run: Callable[..., Run], tmp_path: Path
+) -> None:
     run = make_run(allowed_bytes=2**19)
-    run.trainer.add_callback(WorstBatchFirst(run.trainer, run.worst))
+    run.trainer.add_callback(WorstBatchFirst(run.trainer, run.worst, remember_in=tmp_path))
     with pytest.raises(DoesNotFitError, match=r"4 rows of 64 tokens, 40 labels, 4 pictures\) took 0\.0\d\d GiB"):
         run.trainer.train()
     assert not run.trainer.optimizer.state
     assert all(p.grad is None for p in run.trainable.model.parameters())
     allowed = make_run()
-    allowed.trainer.add_callback(WorstBatchFirst(allowed.trainer, allowed.worst))
+    allowed.trainer.add_callback(WorstBatchFirst(allowed.trainer, allowed.worst, remember_in=tmp_path))
     allowed.trainer.train()  # the same process can try again
 
 
@@ -273,10 +276,10 @@ def test_the_figures_are_logged(make_run: Callable[..., Run], caplog: pytest.Log
     assert "planned (0.50 GiB budget)" in caplog.text
 
 
-def test_a_run_that_goes_on_does_not_try_again(make_run: Callable[..., Run]) -> None:
+def test_a_run_that_goes_on_does_not_try_again(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
     run.trainer.train()
     newest = max(Path(run.trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     again = make_run(allowed_bytes=1)  # a trial would fail
-    again.trainer.add_callback(WorstBatchFirst(again.trainer, again.worst))
+    again.trainer.add_callback(WorstBatchFirst(again.trainer, again.worst, remember_in=tmp_path))
     again.trainer.train(resume_from_checkpoint=str(newest))

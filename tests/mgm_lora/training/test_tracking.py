@@ -17,6 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from werkzeug.serving import make_server
 
 from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.tracking import Tracker, track_training
@@ -56,6 +57,7 @@ def train(
         return run_training(
             make_trainable(),
             training=training,
+            knobs=StepKnobs(micro_batch_size=4),
             processor=data.processor,
             train_rows=data.train,
             heldout_rows=data.heldout,
