@@ -194,6 +194,20 @@ class LoraSettings(Section):
             raise ValueError("every application point is off, so nothing would be trained: set one to lora or full")
         return self
 
+    @model_validator(mode="after")
+    def _packed_weights_stay_frozen(self) -> Self:
+        whole = [
+            name
+            for name in ("language_attention", "language_mlp")
+            if name in self.points() and self.points()[name].mode == "full"
+        ]
+        if whole and self.step.quantization != "none":
+            raise ValueError(
+                f"step.quantization is {self.step.quantization}, but 4-bit weights can't be trained in full, and {' and '.join(whole)} should be:"
+                " set quantization to none, or their mode to lora"
+            )
+        return self
+
 
 class FullSettings(Section):
     """The arm `full`: the fine-tune that LoRA is compared with."""
