@@ -178,12 +178,13 @@ def test_help_teaches() -> None:
     "change, runs",
     [
         ({"comparison": {"retention_target": 0.9}}, {"compare", "register"}),
+        ({"memory": {"budget_gib": 23.0}}, {"plan@lora", "plan@full"}),
         (
             {"lora": {"language_attention": {"mode": "lora", "rank": 2, "alpha": 4}}},
             STAGES - {"validate", "plan@full", "train@full", "evaluate@base", "evaluate@full"},
         ),
     ],
-    ids=["of the report", "rank of a point"],
+    ids=["of the report", "larger card", "rank of a point"],
 )
 def test_a_changed_entry_runs_only_what_depends_on_it(project: Path, change: dict[str, Any], runs: set[str]) -> None:
     _run(["dvc", "repro"], project)
@@ -204,10 +205,12 @@ def test_two_ranks_under_deepspeed_step_down_together_and_train_what_one_process
         _run(["dvc", "repro", "plan@lora"], project)
         plan = _read_json(project / "artifacts" / "plans" / "lora" / "plan.json")
         assert plan["knobs"]["micro_batch_size"] == 4
-        plan["memory"]["budget_gib"] = plan["memory"]["context_gib"] + 1e-3  # a promise that the trial step can't keep
+        plan["peak_bytes"] -= 10_000  # a promise that the trial step can't keep
         edited = project / "artifacts" / "edited"
         shutil.copytree(project / "artifacts" / "plans" / "lora", edited)
         (edited / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        memory = {"budget_gib": plan["peak_bytes"] / 2**30, "context_gib": 0.0, "overhead_share": 0.0}
+        _write_params(project, {"lora": {"step": step}, "memory": memory})
         train = [sys.executable, "-m", "mgm_lora", "train", "--arm", "lora", "--plan", "artifacts/edited"]
         done = _try(train, project)
         assert done.returncode == 0, done.stderr[-3000:]
