@@ -30,8 +30,6 @@ LANGUAGE_MODELS = {
 """The published `model_type` and the language model's of transformers; the first row of a language model is the one that is written."""
 
 _ACTIVATION = "hidden_activation"
-_CARRIED = "mgm_lora"
-"""An entry of ours: what `MGMConfig` has and the published file has no entry for."""
 
 _TAKEN = {
     "image_size_aux": "image_size_aux",
@@ -78,7 +76,8 @@ logger = logging.getLogger(__name__)
 
 def is_published(entries: Mapping[str, Any]) -> bool:
     """Whether these are a published file's; ours may share its `model_type`, but holds its parts' configurations inside."""
-    return entries.get("model_type") in LANGUAGE_MODELS and "text_config" not in entries
+    inside = ("text_config", "vision_config", "aux_config")
+    return str(entries.get("model_type")) in LANGUAGE_MODELS and not any(name in entries for name in inside)
 
 
 def read_published(
@@ -97,13 +96,14 @@ def read_published(
     ]
     if problems:
         raise CheckpointError(f"{where}:\n  - " + "\n  - ".join(problems))
-    ours = {name: entries[theirs] for theirs, name in _TAKEN.items() if entries.get(theirs) is not None}
+    taken = {**_TAKEN, **{name: name for name in _own_fields()}}
+    ours = {name: entries[theirs] for theirs, name in taken.items() if entries.get(theirs) is not None}
     try:
         config = MGMConfig(
             text_config=_text_entries(entries),
             vision_config=dict(vision),
             aux_config=dict(aux),
-            **{**ours, **entries.get(_CARRIED, {})},
+            **ours,
         )
     except CheckpointError:
         raise
@@ -135,14 +135,14 @@ def write_published(config: MGMConfig, *, vision_name: str, aux_name: str, dtype
         "use_mm_proj": True,
         **{name: values[0] for name, values in _ONLY.items()},
         **{theirs: getattr(config, name) for theirs, name in _TAKEN.items()},
-        **_carried(config),
+        **{name: getattr(config, name) for name in _own_fields() if getattr(config, name) is not None},
     }
 
 
 def _text_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's entries; what is neither its nor known to be of no account is told."""
     model_type = LANGUAGE_MODELS[entries["model_type"]]
-    beside = {*_TAKEN, *_ONLY, *_LEFTOVERS, VISION_ENTRY, AUX_ENTRY, _CARRIED}
+    beside = {*_TAKEN, *_ONLY, *_LEFTOVERS, *_own_fields(), VISION_ENTRY, AUX_ENTRY}
     text = {name: value for name, value in entries.items() if name not in beside}
     known = {field.name for field in fields(AutoConfig.for_model(model_type))} | {"rope_theta", "rope_scaling"}
     unknown = sorted(text.keys() - known - {_ACTIVATION})
@@ -184,12 +184,8 @@ def _flat_text(text: Any) -> dict[str, Any]:
     return entries
 
 
-def _carried(config: MGMConfig) -> dict[str, Any]:
+def _own_fields() -> list[str]:
+    """What `MGMConfig` has and the published file knows nothing of; read and written under our name."""
     inherited = {field.name for field in fields(PreTrainedConfig)}
     told = {*_TAKEN.values(), *inherited, "text_config", "vision_config", "aux_config", "tie_word_embeddings"}
-    own = {
-        field.name: getattr(config, field.name)
-        for field in fields(MGMConfig)
-        if field.name not in told and getattr(config, field.name) != field.default
-    }
-    return {_CARRIED: own} if own else {}
+    return [field.name for field in fields(MGMConfig) if field.name not in told]

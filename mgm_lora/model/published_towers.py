@@ -6,6 +6,7 @@ its own configuration, or is the known one of the published names. It doesn't re
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from mgm_lora.model.published_config import AUX_ENTRY, VISION_ENTRY
 from mgm_lora.model.weight_files import BIN, SAFETENSORS, find_weights
 
 OPENCLIP_BIN = "open_clip_pytorch_model.bin"
+_GAMMA = re.compile(re.escape(AUX_PREFIX) + r"vision_stages\.(\d{1,3})\.blocks\.(\d{1,3})\.gamma")
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ def clip_shape(query: TowerQuery) -> dict[str, Any]:
 def convnext_shape(query: TowerQuery, *, shapes: Callable[[], Mapping[str, Sequence[int]]]) -> dict[str, Any]:
     """ConvNeXt's entries, of its folder's open_clip_config.json, of its known name, or of its weights' shapes by published key."""
     path = tower_config_file(query)
-    said = read_json(path).get("model_cfg", {}).get("vision_cfg", {}) if path is not None else {}
-    if isinstance(said, dict) and said.get("timm_model_name") in TIMM_SHAPES:
+    said = _vision_cfg(path) if path is not None else {}
+    if str(said.get("timm_model_name")) in TIMM_SHAPES:
         return dict(TIMM_SHAPES[said["timm_model_name"]])
-    if isinstance(said, dict) and "depths" in said and "dims" in said:
+    if "depths" in said and "dims" in said:
         return {ours: said[timm] for timm, ours in TIMM_ENTRIES.items() if timm in said}
     if path is None and query.known is not None:
         return dict(query.known.shape)
@@ -250,14 +252,25 @@ def _patterns(kind: TowerKind) -> list[list[str]]:
     return [[*configs, *names] for names in (best, rest)]
 
 
+def _vision_cfg(path: Path) -> dict[str, Any]:
+    model = read_json(path).get("model_cfg")
+    said = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(said, dict):
+        raise CheckpointError(f"'{path}' has no model_cfg.vision_cfg: is it OpenCLIP's?")
+    for name in ("depths", "dims"):
+        value = said.get(name, [1, 1, 1, 1])
+        if not (isinstance(value, list) and len(value) == 4 and all(type(v) is int and v > 0 for v in value)):
+            raise CheckpointError(f"'{path}' says {name} {value!r}, asked for four positive numbers")
+    return said
+
+
 def _convnext_of_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    prefix = f"{AUX_PREFIX}vision_stages."
     depths: dict[int, int] = {}
     dims: dict[int, int] = {}
     for key, shape in shapes.items():
-        parts = key.removeprefix(prefix).split(".")
-        if key.startswith(prefix) and parts[1:2] == ["blocks"] and key.endswith(".gamma"):
-            stage, block = int(parts[0]), int(parts[2])
+        found = _GAMMA.fullmatch(key)
+        if found is not None and len(shape) == 1:
+            stage, block = int(found[1]), int(found[2])
             depths[stage] = max(depths.get(stage, 0), block + 1)
             dims[stage] = int(shape[0])
     if sorted(depths) != [0, 1, 2, 3]:

@@ -216,6 +216,23 @@ def test_tower_config_that_lies_is_told(make_published: Make) -> None:
         load_model(made.folder, dtype=torch.float32)
 
 
+@pytest.mark.parametrize(
+    "vision_cfg, told",
+    [
+        ({"timm_model_name": "convnext_large"}, "mm_hidden_size_aux is 28, but the tower's features are 2880 wide"),
+        ({"depths": [1, 1, 2, 1], "dims": [4, 8, 8, 8]}, r"missing: .*vision_stages\.2\.blocks\.1"),
+        ({"depths": [1, 1, 1], "dims": [4, 8, 8, 8]}, "asked for four positive numbers"),
+        (None, r"has no model_cfg\.vision_cfg"),
+    ],
+)
+def test_auxiliary_towers_config_that_lies_is_told(make_published: Make, vision_cfg: object, told: str) -> None:
+    made = make_published()
+    entries = {"model_cfg": {"vision_cfg": vision_cfg}}
+    (made.openclip / "open_clip_config.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=told):
+        load_model(made.folder, dtype=torch.float32)
+
+
 def test_long_lists_of_keys_are_cut_and_counted(make_published: Make) -> None:
     made = make_published()
     made.change(num_hidden_layers=500)
