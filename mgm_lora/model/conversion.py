@@ -150,5 +150,8 @@ def _write_weights(file: _File, state: dict[str, Tensor]) -> None:
     if file.path.suffix == ".safetensors":
         save_file(state, file.path, metadata={"format": "pt"})
         return
-    with file.path.open("wb") as opened:  # torch's own writing to a path hides why a disk refused
-        torch.save(state, opened)
+    with file.path.open("wb") as opened:
+        try:
+            torch.save(state, opened)
+        except RuntimeError as error:  # torch hides behind its own error why a disk refused
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None

@@ -1,6 +1,8 @@
 """Conversion: bit-equal there and back, whole or not there, a file at a time."""
 
 import json
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from torch import Tensor, nn
 
 from mgm_lora.artifacts import digest_folder
 from mgm_lora.cli import main
-from mgm_lora.errors import CheckpointError
+from mgm_lora.errors import CheckpointError, StorageError
 from mgm_lora.memory.counting import LiveBytes
-from mgm_lora.model.checkpoint import build_empty, load_model, open_checkpoint, read_config
+from mgm_lora.model.checkpoint import build_empty, load_model, open_checkpoint, read_config, save_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.conversion import Layout, TowersWritten, convert_checkpoint
+from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.published_config import LANGUAGE_MODELS, read_published, write_published
 from mgm_lora.model.published_folders import tower_folders
@@ -94,6 +97,26 @@ def test_conversion_that_breaks_off_leaves_nothing(tiny_base: Path, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         _convert(tiny_base, tmp_path / "out", "published", progress=stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_disk_that_refuses_a_bin_is_told(tiny_config: MGMConfig, tmp_path: Path) -> None:
+    config = MGMConfig(
+        text_config=tiny_config.text_config,
+        vision_config=tiny_config.vision_config,
+        aux_config={"depths": [1, 1, 1, 1], "dims": [64, 64, 64, 64]},  # the largest file by far
+        image_size_aux=32,
+    )
+    save_model(MGMForConditionalGeneration(config), folder=tmp_path / "source")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            _convert(tmp_path / "source", tmp_path / "out", "published", towers="apart", shard_bytes=100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_command_converts_and_says_so(tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
