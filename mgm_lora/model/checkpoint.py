@@ -6,7 +6,7 @@ It doesn't know what a model is used for.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,13 +123,8 @@ def read_config(folder: Path, *, towers: TowerPlaces | None = None) -> MGMConfig
     path = folder / CONFIG_NAME
     entries = read_json(path)
     if is_published(entries):
-        vision, aux = _tower_queries(entries, folder=folder, towers=towers)
-        return read_published(
-            entries,
-            vision=clip_shape(vision),
-            aux=convnext_shape(aux, shapes=lambda: _aux_shapes(aux)),
-            where=f"'{path}'",
-        )
+        vision, aux = _tower_shapes(_tower_queries(entries, folder=folder, towers=towers))
+        return read_published(entries, vision=vision, aux=aux, where=f"'{path}'")
     if entries.get("model_type") != MGMConfig.model_type:
         raise CheckpointError(
             f"'{path}' says model_type {entries.get('model_type')!r}, asked for {MGMConfig.model_type!r} or a published one"
@@ -200,6 +195,24 @@ def _tower_queries(
         return TowerQuery(kind=kind, said=said, checkpoint=folder, place=place)
 
     return query(CLIP), query(OPENCLIP)
+
+
+def _tower_shapes(queries: tuple[TowerQuery, TowerQuery]) -> list[dict[str, Any]]:
+    """CLIP's entries and ConvNeXt's; what is wrong with either is told at once."""
+    vision, aux = queries
+    readers: list[Callable[[], dict[str, Any]]] = [
+        lambda: clip_shape(vision),
+        lambda: convnext_shape(aux, shapes=lambda: _aux_shapes(aux)),
+    ]
+    found, problems = [], []
+    for read in readers:
+        try:
+            found.append(read())
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return found
 
 
 def _aux_shapes(query: TowerQuery) -> dict[str, tuple[int, ...]]:

@@ -165,16 +165,18 @@ def find_tower(query: TowerQuery, *, is_whole: Callable[[Path], bool]) -> Path:
     try:
         if repository is not None:
             return find_in_hub(repository, revision=None, patterns=_patterns(query.kind), is_whole=is_whole)
-        reason = "and it is no name that is known"
+        reason = "and its name is none that the hub is asked for:"
     except CheckpointError as error:
         gated = " (it is gated: accept its licence there and run `hf auth login`)" if "gated" in str(error) else ""
-        reason = f"nor in the hub cache or at the hub as {repository}{gated}: run {download_command(repository or '')}"
+        reason = (
+            f"nor in the hub cache or at the hub as {repository}{gated}: run {download_command(repository or '')}, or"
+        )
     places = " or ".join(f"'{folder}'" for folder in tried)
     said = query.place if query.place is not None else query.said
     entry = f"base.{query.kind.setting}" if query.place is not None else query.kind.entry
     raise CheckpointError(
-        f"{entry} '{said}': {' or '.join(query.kind.weights)} is not at {places}, {reason},"
-        f" or set base.{query.kind.setting} to its folder or hub id"
+        f"{entry} '{said}': {' or '.join(query.kind.weights)} is not at {places}, {reason}"
+        f" set base.{query.kind.setting} to its folder or hub id"
     )
 
 

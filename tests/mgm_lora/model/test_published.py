@@ -138,6 +138,17 @@ def test_missing_towers_are_told_at_once_with_the_commands_that_get_them(make_pu
 
 
 @pytest.mark.usefixtures("offline")
+def test_missing_towers_of_unknown_names_are_told_at_once(make_published: Make) -> None:
+    made = make_published()
+    shutil.rmtree(made.folder / "model_zoo")
+    with pytest.raises(CheckpointError) as error:
+        load_model(made.folder, dtype=torch.float32)
+    for name, setting in (("clip-tiny", "vision_tower"), ("openclip-convnext-tiny", "vision_tower_aux")):
+        assert f"mm_{setting} 'model_zoo/OpenAI/{name}'" in str(error.value)
+        assert f"none that the hub is asked for: set base.{setting} to its folder or hub id" in str(error.value)
+
+
+@pytest.mark.usefixtures("offline")
 def test_place_of_the_settings_without_a_tower_is_told(make_published: Make, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"base\.vision_tower '.*nowhere': model\.safetensors or pytorch_model"):
         load_model(
