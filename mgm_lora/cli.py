@@ -1,4 +1,4 @@
-"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, and `summary`.
+"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, `convert`, and `summary`.
 
 Exit codes: 0 done; 2 bad input (settings, data, arguments); 3 a proof or gate that did not hold; 4 the machine (disk,
 permissions); 5 its memory. It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -178,6 +178,47 @@ def ask(
     from mgm_lora.stages import ask as stage
 
     print(stage.run(settings, picture=picture, question=question, adapter=adapter, max_new_tokens=max_new_tokens))
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint, in our layout or the published one: a folder or a hub id.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="A folder that doesn't exist yet.")],
+    to: Annotated[Literal["ours", "published"], typer.Option(help="The layout that is written.")],
+    towers: Annotated[
+        Literal["inside", "apart"],
+        typer.Option(help="Published layout: the towers inside the checkpoint's files, or in folders of their own."),
+    ] = "inside",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision that is written; none: as the weights are."),
+    ] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="Where the source's CLIP tower lies; none: where its config.json says.")
+    ] = None,
+    vision_tower_aux: Annotated[
+        str | None, typer.Option(help="Where the source's OpenCLIP ConvNeXt lies; none: where its config.json says.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="The hub's commit of the source.")] = None,
+) -> None:
+    """Writes a checkpoint in the other layout, a file at a time, bit for bit. Reads no settings.
+
+    Example: mgm-lora convert YanweiLi/MGM-2B models/mgm-2b --to ours
+    """
+    from mgm_lora.model.published_towers import TowerPlaces
+    from mgm_lora.stages import convert as stage
+
+    stage.run(
+        source,
+        destination=destination,
+        layout=to,
+        towers=towers,
+        dtype=dtype,
+        places=TowerPlaces(vision_tower=vision_tower, vision_tower_aux=vision_tower_aux),
+        revision=revision,
+    )
 
 
 def _begin(params: Path) -> Settings:

@@ -59,6 +59,10 @@ class BaseSettings(Section):
     """A folder, or a hub id (`owner/name`) that is in the user's hub cache."""
     revision: str | None = None
     """The hub's commit; a folder has none."""
+    vision_tower: str | None = Field(default=None, min_length=1)
+    """Where the CLIP tower of a published checkpoint lies, a folder or a hub id; none: where its config.json says."""
+    vision_tower_aux: str | None = Field(default=None, min_length=1)
+    """Where its OpenCLIP ConvNeXt lies, likewise."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Precision of the frozen weights in memory."""
 

@@ -85,7 +85,12 @@ def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
     if isinstance(value, PreTrainedConfig):
         return value
     entries = dict(value or {"model_type": "gemma"})
-    return AutoConfig.for_model(entries.pop("model_type"), **entries)
+    # set afterwards: transformers takes Gemma's "gelu" for the tanh form, here it is what it says
+    activation = entries.pop("hidden_activation", None) or entries.pop("hidden_act", None)
+    config = AutoConfig.for_model(entries.pop("model_type"), **entries)
+    if activation is not None:
+        config.hidden_act = activation
+    return config
 
 
 def _part(value: Any, kind: type[PreTrainedConfig]) -> Any:

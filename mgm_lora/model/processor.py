@@ -16,6 +16,7 @@ from mgm_lora.errors import CheckpointError
 from mgm_lora.model.checkpoint import read_config, resolve_checkpoint
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.pictures import Pixels, picture_pixels
+from mgm_lora.model.published_towers import TowerPlaces
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
 from mgm_lora.model.template import PICTURE_MARKER, Piece, conversation_pieces, question_pieces
 
@@ -38,10 +39,12 @@ class MGMProcessor:
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, towers: TowerPlaces | None = None
+    ) -> Self:
         """Of a folder or hub id; raises CheckpointError where it has no tokenizer or one without the template's tokens."""
         folder = resolve_checkpoint(name, revision=revision)
-        config = read_config(folder)  # given, so that transformers doesn't guess a model type and warn
+        config = read_config(folder, towers=towers)  # given, so that transformers doesn't guess a model type and warn
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
         except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ def run(settings: Settings, *, picture: Path, question: str, adapter: str | None
     base = find_base(settings.base)
     model = base.load() if folder is None else load_adapted(folder, base=base)
     asked = Question(turns=(("human", f"{PICTURE_MARKER}\n{question}"),), pictures=(picture,))
-    processor = MGMProcessor.from_pretrained(base.folder)
+    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
     return answer_questions(model, processor=processor, questions=[asked], batch_size=1, max_new_tokens=max_new_tokens)[
         0
     ]

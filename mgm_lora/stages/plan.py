@@ -1,19 +1,17 @@
 """The stage `plan`: one arm's memory plan, from the settings, the base's configuration and the samples' sizes. No weight is read."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from mgm_lora.artifacts import digest_file, digest_folder
+from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import read_samples
 from mgm_lora.memory.plan import MemoryPlan, describe_knobs, read_plan, size_text
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm
 from mgm_lora.memory.table import as_table, draw_all, trace_all
-from mgm_lora.model.base import DTYPES
-from mgm_lora.model.checkpoint import CONFIG_NAME, resolve_checkpoint
-from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.base import DTYPES, tower_places
+from mgm_lora.model.checkpoint import digest_config, read_config, resolve_checkpoint
 from mgm_lora.settings import MemorySettings, Settings
 from mgm_lora.stages import paths
 
@@ -55,12 +53,12 @@ def planned(settings: Settings, *, arm: str, folder: Path | None = None) -> Memo
 def request_of(settings: Settings, *, arm: str) -> PlanRequest:
     """What an arm's plan follows from."""
     folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    config: Any = MGMConfig.from_pretrained(folder)
+    towers = tower_places(settings.base)
     return PlanRequest(
         arm_name=arm,
         arm=settings.lora if arm == "lora" else settings.full,
-        config=config,
-        base_digest=digest_file(folder / CONFIG_NAME),
+        config=read_config(folder, towers=towers),
+        base_digest=digest_config(folder, towers=towers),
         dtype=DTYPES[settings.base.dtype],
         memory=settings.memory,
         training=settings.training,
