@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from mgm_lora.errors import DataError
 from mgm_lora.model.answering import check_length, generate_tokens

@@ -206,7 +206,7 @@ class MGMForConditionalGeneration(PreTrainedModel):
             hidden = tower.pre_layrnorm(tower.embeddings(images.flatten(end_dim=-4).to(tower.dtype)))
             for layer in tower.encoder.layers[: self.config.num_used_vision_layers]:
                 hidden = layer(hidden, None)
-        return cast(Tensor, hidden[:, 1:]).unflatten(0, images.shape[:-3])
+        return cast(Tensor, hidden[:, 1:].unflatten(0, images.shape[:-3]))
 
     def aux_stages(self, images_aux: Tensor) -> list[Tensor]:
         """The pyramid's four stages, [S, C_i, h'/2^(i+2), w'/2^(i+2)]."""

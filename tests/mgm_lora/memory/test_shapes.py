@@ -42,7 +42,7 @@ def test_model_meets_exactly_the_shape(shape: BatchShape, tiny_config: MGMConfig
         assert torch.isfinite(model(**batch).loss)
 
 
-@pytest.mark.parametrize(("grid", "with_whole"), [(2, False), (2, True), (3, True)])
+@pytest.mark.parametrize("grid, with_whole", [(2, False), (2, True), (3, True)])
 def test_model_meets_exactly_the_shape_in_high_definition(grid: int, with_whole: bool, tiny_config: MGMConfig) -> None:
     changes = {"image_grid": grid, "image_global": with_whole, "image_size_aux": 32 * grid, "max_length": 512}
     config = MGMConfig.from_dict(tiny_config.to_dict() | changes)

@@ -117,9 +117,9 @@ def test_what_cannot_be_asked_is_told(tiny_base: Path, tmp_path: Path, make_pict
         asked = Question((("human", text),), pictures)
         answer_questions(model, processor=processor, questions=[asked], batch_size=1, max_new_tokens=2)
 
-    with pytest.raises(DataError, match="2 <image>.* for 0 pictures"):
+    with pytest.raises(DataError, match=r"2 <image>.* for 0 pictures"):
         ask("<image> <image> what?")
-    with pytest.raises(DataError, match="hold 0 <image>.* for 1 pictures"):
+    with pytest.raises(DataError, match=r"hold 0 <image>.* for 1 pictures"):
         ask("what?", picture)
     with pytest.raises(DataError, match=r"a question of \d+ tokens, 128 of them for 8 pictures.*takes 128"):
         ask("<image>" * 8 + "what?", *[picture] * 8)

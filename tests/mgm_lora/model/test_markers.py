@@ -14,7 +14,7 @@ def turns(*questions: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("questions", "num_pictures", "expected"),
+    "questions, num_pictures, expected",
     [
         (("what?",), 0, []),
         ((f"{M}\nwhat?",), 1, [1]),
@@ -34,7 +34,7 @@ def test_markers_are_pictures_or_their_messages_are(
 
 
 @pytest.mark.parametrize(
-    ("questions", "num_pictures", "told"),
+    "questions, num_pictures, told",
     [
         (("what?",), 1, r"hold 0 <image> \(0 of them hold any\) for 1 pictures"),
         ((f"{M} what?",), 0, r"hold 1 <image> \(1 of them hold any\) for 0 pictures"),

@@ -45,7 +45,7 @@ def test_small_sizes_agree(case: dict[str, Any], name: str) -> None:
     assert torch.equal(pixels.images_aux, recorded[f"{case['case']}.{name}.images_aux"])
 
 
-@pytest.mark.parametrize(("case", "name"), REAL)
+@pytest.mark.parametrize("case, name", REAL)
 def test_real_size_agrees(case: dict[str, Any], name: str) -> None:
     recorded = np.load(FOLDER / case["file"])
     centres = load_file(FOLDER / case["patches"])

@@ -77,7 +77,7 @@ def mined(model: MGMForConditionalGeneration, clip_PD: Tensor, aux_CHW: Tensor) 
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("grid", "with_whole"), GRIDS)
+@pytest.mark.parametrize("grid, with_whole", GRIDS)
 def test_picture_tokens_and_gradients_are_the_published_ones(
     grid: int, with_whole: bool, tiny_config: MGMConfig
 ) -> None:
@@ -99,7 +99,7 @@ def test_picture_tokens_and_gradients_are_the_published_ones(
 
 
 @pytest.mark.parametrize(
-    ("grid", "side", "size_aux"),
+    "grid, side, size_aux",
     # stages of 18, 9, 4, 2 and of 12, 6, 3, 1 and of 60, 30, 15, 7: squares that fall between positions, stages that do not double
     [(2, 3, 72), (3, 4, 48), (5, 3, 240), (2, 6, 96)],
 )
@@ -204,7 +204,7 @@ def test_pictures_of_another_grid_are_told(tiny_config: MGMConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    "changes, told",
     [
         ({"image_grid": 0}, "image_grid 0 must be 1 or more"),
         ({"image_grid": 3, "image_size_aux": 64}, "64 must be a multiple of 4 x image_grid 3 x 4 patches"),
