@@ -159,8 +159,15 @@ def summary(params: Params = DEFAULT_PARAMS) -> None:
 
 @app.command()
 def ask(
-    picture: Annotated[Path, typer.Argument(help="A picture file.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    picture: Annotated[Path, typer.Argument(help="A picture file; - for none.")],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to ask about it; <image> in it says where a picture is meant, without any they come first. None: every line typed is a"
+            " question of one conversation, up to an empty line."
+        ),
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Option("--and", help="One more picture; may be repeated.")] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
@@ -170,14 +177,24 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     params: Params = DEFAULT_PARAMS,
 ) -> None:
-    """Answers a question about a picture.
+    """Answers a question about a picture, or several, or none; the answer appears as it comes.
 
     Example: mgm-lora ask data/pictures/easy_vqa/heldout/1.png "what color is the shape?" --adapter artifacts/trained/lora
+
+    Example: mgm-lora ask 1.png "what differs?" --and 2.png
     """
     settings = _begin(params)
     from mgm_lora.stages import ask as stage
 
-    print(stage.run(settings, picture=picture, question=question, adapter=adapter, max_new_tokens=max_new_tokens))
+    first = [] if picture == Path("-") else [picture]
+    stage.run(
+        settings,
+        pictures=[*first, *(more or [])],
+        question=question,
+        adapter=adapter,
+        max_new_tokens=max_new_tokens,
+        show=lambda text: print(text, end="", flush=True),
+    )
 
 
 @app.command()
