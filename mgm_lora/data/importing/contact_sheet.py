@@ -8,19 +8,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mgm_lora.artifacts import new_file
 from mgm_lora.data.importing.overview import ShownSample
+from mgm_lora.data.llava import PICTURE_MARKER
 from mgm_lora.data.picture_facts import PictureFacts
 from mgm_lora.data.picture_scan import FORMATS
 from mgm_lora.data.structure import FINE
 from mgm_lora.decoding import to_rgb
 
-_COLUMNS = 4
-_CELL = (3.2, 3.6)  # inches
-_SIDE = 280
-_LINE, _LINES = 44, 5
+_COLUMNS = 6
+_CELL = (2.4, 3.1)  # inches
+_SIDE = 220
+_GREY = (190, 190, 190)
+_LINE, _LINES = 34, 4
 _MOST_PICTURES = 4
 
 
@@ -55,20 +57,17 @@ def _draw(axes: Axes, sample: ShownSample, *, facts: Mapping[str, PictureFacts],
         axes.text(0.5, 0.5, "(no picture)", ha="center", va="center", color="grey", transform=axes.transAxes)
     lines = [sample.file + (f", {len(sample.pictures)} pictures" if len(sample.pictures) > 1 else "")]
     for role, text in sample.turns[:2]:
-        lines += _wrap(f"{'Q' if role == 'human' else 'A'}: {text}")
+        said = text.replace(PICTURE_MARKER, "").strip() if len(sample.pictures) == 1 else text
+        lines += _wrap(f"{'Q' if role == 'human' else 'A'}: {said}")
     axes.set_title("\n".join(lines), fontsize=7, loc="left", parse_math=False)
 
 
 def _shrunk(path: Path, fact: PictureFacts) -> Image.Image:
-    """On a white square; a grey one stands for what can't be decoded."""
+    """As large as fits on a square; a grey one stands for what can't be decoded."""
     if fact.broken != FINE:
-        return Image.new("RGB", (_SIDE, _SIDE), (190, 190, 190))
+        return Image.new("RGB", (_SIDE, _SIDE), _GREY)
     with Image.open(path, formats=FORMATS) as opened:
-        picture = to_rgb(opened)
-    picture.thumbnail((_SIDE, _SIDE))
-    square = Image.new("RGB", (_SIDE, _SIDE), (255, 255, 255))
-    square.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2))
-    return square
+        return ImageOps.pad(to_rgb(opened), (_SIDE, _SIDE), color=(255, 255, 255))
 
 
 def _wrap(text: str) -> list[str]:

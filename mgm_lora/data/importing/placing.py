@@ -58,8 +58,6 @@ class PicturePlacer:
             if not path.exists() and (self._source / name).is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._bring(Path(self._real_source, os.path.realpath(self._source / name)), path)
-        except ValueError as error:  # a null byte
-            raise RowError(f"no file can have the name {given!r}: {error}") from error
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
@@ -67,13 +65,15 @@ class PicturePlacer:
 
     def _judge(self, given: str) -> str:
         """The name below the source folder, in its shortest form."""
+        if "\0" in given:
+            raise RowError(f"no file can have the name {given!r}")
         if "://" in given:
             raise RowError(f"{given!r} is an address: download the pictures first")
         name = os.path.relpath(given, self._source) if os.path.isabs(given) else os.path.normpath(given)
         if name.split(os.sep)[0] in ("..", "."):
             raise RowError(f"{given!r} climbs out of the picture folder '{self._source}'")
-        real = os.path.realpath(self._source / name) if "\0" not in name else ""
-        if real and os.path.commonpath([real, self._real_source]) != self._real_source:
+        real = os.path.realpath(self._source / name)
+        if os.path.commonpath([real, self._real_source]) != self._real_source:
             raise RowError(f"{given!r} is a link that leads out of the picture folder '{self._source}'")
         return name
 
