@@ -4,17 +4,16 @@ Findings are "no", or a sentence that says what was found; None where the questi
 that wasn't decoded). Samples pass by once and only the columns stay: some 60 bytes a row. It knows no bounds and no consequences.
 """
 
-import hashlib
 import os
-from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from mgm_lora.data.compact import CountColumn, FindingColumn, TextColumn
+from mgm_lora.data.compact import CountColumn, FindingColumn
+from mgm_lora.data.ids import IdColumn, judge_ids
 from mgm_lora.data.llava import Conversation
 from mgm_lora.data.picture_facts import PictureFacts, Sightings
 from mgm_lora.data.structure import FINE, canonical_turns, judge_structure
@@ -40,13 +39,16 @@ def compute_columns(
     files: Files, *, facts: Mapping[str, PictureFacts], measure: MeasureTokens
 ) -> dict[str, pd.DataFrame]:
     """The table of every file, rows in the file's order; `leaked_picture` is a column of `train` alone."""
-    sightings = Sightings()
+    sightings, ids = Sightings(), {file: IdColumn() for file in files}
     scored_first = sorted(files, key=lambda file: file == "train")  # what is scored is known when train is looked at
-    tables = {
-        file: _table(file, files[file](), facts=facts, measure=measure, sightings=sightings) for file in scored_first
+    columns = {
+        file: _columns(file, files[file](), ids=ids[file], facts=facts, measure=measure, sightings=sightings)
+        for file in scored_first
     }
-    _add_duplicate_ids_(tables)
-    return {file: tables[file] for file in files}
+    duplicates = judge_ids(ids)
+    return {
+        file: _finish({"id": ids[file].series(), "duplicate_id": duplicates[file], **columns[file]}) for file in files
+    }
 
 
 def picture_names(files: Files) -> Iterator[str]:
@@ -54,15 +56,16 @@ def picture_names(files: Files) -> Iterator[str]:
     return (name for read in files.values() for conversation in read() for name in conversation.pictures)
 
 
-def _table(
+def _columns(
     file: str,
     conversations: Iterable[Conversation],
     *,
+    ids: IdColumn,
     facts: Mapping[str, PictureFacts],
     measure: MeasureTokens,
     sightings: Sightings,
-) -> pd.DataFrame:
-    ids = TextColumn()
+) -> "dict[str, pd.Series[Any]]":
+    """Fills the ids in place."""
     findings = {name: FindingColumn() for name in (*_FINDINGS, *(("leaked_picture",) if file == "train" else ()))}
     counts = {name: CountColumn() for name in _COUNTS}
     with tqdm(desc=f"checking {file}", unit="sample", mininterval=1.0, delay=2.0) as progress:
@@ -82,12 +85,10 @@ def _table(
             for name, value in zip(_COUNTS, _numbers(count), strict=True):
                 counts[name].append(value)
             progress.update()
-    columns: dict[str, pd.Series] = {"id": ids.series()}
-    columns |= {name: column.series() for name, column in (findings | counts).items()}
-    return _finish(columns)
+    return {name: column.series() for name, column in (findings | counts).items()}
 
 
-def _finish(columns: dict[str, pd.Series]) -> pd.DataFrame:
+def _finish(columns: "Mapping[str, pd.Series[Any]]") -> pd.DataFrame:
     share = columns["num_labels"].astype("Float64") / columns["num_tokens"].astype("Float64")
     position = pd.Series(np.arange(len(share), dtype=np.int64))
     return pd.DataFrame({"position": position, **columns, "label_share": share}, copy=False)
@@ -147,37 +148,3 @@ def _numbers(count: TokenCounts | None) -> tuple[int | None, ...]:
     if count is None or _judge_text(count) != FINE:
         return (None, None, None)
     return count.num_tokens, count.num_labels, count.num_labels - count.num_labels_kept
-
-
-def _add_duplicate_ids_(tables: Mapping[str, pd.DataFrame]) -> None:
-    """In place. Ids are counted by 8 bytes of their digest; only of those that come twice more is kept."""
-    digests = {file: np.frombuffer(_digest_ids(table["id"]), dtype=np.uint64) for file, table in tables.items()}
-    values, numbers = np.unique(np.concatenate(list(digests.values())), return_counts=True)
-    repeated = values[numbers > 1]
-    suspects: dict[str, dict[int, str]] = {}
-    places: dict[str, list[str]] = defaultdict(list)
-    for file in sorted(tables, key=_FILES.index):
-        positions = np.flatnonzero(np.isin(digests[file], repeated))
-        suspects[file] = dict(zip(positions.tolist(), tables[file]["id"].iloc[positions].tolist(), strict=True))
-        for position, sample_id in suspects[file].items():
-            places[sample_id].append(f"{file}[{position}]")
-    for file, table in tables.items():
-        column = FindingColumn()
-        for position in range(len(table)):
-            suspect = suspects[file].get(position)
-            column.append(FINE if suspect is None else _judge_id(suspect, places[suspect]))
-        table.insert(2, "duplicate_id", column.series())
-
-
-def _digest_ids(ids: "pd.Series[str]") -> "array[int]":
-    digests = array("Q")
-    for sample_id in ids:
-        digests.frombytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest())
-    return digests
-
-
-def _judge_id(sample_id: str, places: Sequence[str]) -> str:
-    if len(places) == 1:
-        return FINE  # another id has the same 8 bytes
-    shown = ", ".join(places[:_SHOWN]) + (", ..." if len(places) > _SHOWN else "")
-    return f"{sample_id!r} is the id of {len(places)} samples: {shown}"
