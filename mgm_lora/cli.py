@@ -1,4 +1,4 @@
-"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, `convert`, and `summary`.
+"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `import`, `ask`, `convert`, and `summary`.
 
 Exit codes: 0 done; 2 bad input (settings, data, arguments); 3 a proof or gate that did not hold; 4 the machine (disk,
 permissions); 5 its memory. It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
@@ -6,6 +6,7 @@ permissions); 5 its memory. It wires words to stages and imports a stage only wh
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -236,6 +237,84 @@ def convert(
         places=TowerPlaces(vision_tower=vision_tower, vision_tower_aux=vision_tower_aux),
         revision=revision,
     )
+
+
+@app.command("import")
+def import_data(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="LLaVA's JSON, lines of JSON, CSV, Parquet, a picture folder with captions or labels, or a folder that datasets.save_to_disk wrote."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="What the data set is called in data/; none: as the source.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="The folder that picture names are relative to; none: the source's own.")
+    ] = None,
+    picture_column: Annotated[
+        list[str] | None, typer.Option(help="Where the pictures are; given several times: several pictures a sample.")
+    ] = None,
+    question_column: Annotated[str | None, typer.Option(help="Where the questions are.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="Where the answers, captions or labels are.")] = None,
+    type_column: Annotated[str | None, typer.Option(help="Where the types of questions are.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Where the source's ids are.")] = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="There are no pictures.")] = False,
+    question: Annotated[
+        str | None, typer.Option(help="What every picture is asked where there are only captions or labels.")
+    ] = None,
+    heldout_share: Annotated[
+        float, typer.Option(help="Of the samples: scored, not learned from; no picture is on both sides.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Which samples are held out.")] = 17,
+    link: Annotated[
+        bool, typer.Option("--link/--copy", help="Hard links to the pictures, which take no space, or copies.")
+    ] = False,
+    encoding: Annotated[str, typer.Option(help="Of the source's text.")] = "utf-8",
+    force: Annotated[bool, typer.Option("--force", help="Replace an import of the same name.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Import even what the checks would stop the pipeline for.")
+    ] = False,
+    write_params: Annotated[
+        bool, typer.Option("--write-params", help="Write what follows into the settings file, comments kept.")
+    ] = False,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Brings your own pictures and questions into data/, checks them, and says what to do next.
+
+    Example: mgm-lora import cats.csv --pictures photos --answer-column breed --question "Which breed is it?"
+    """
+    if not 0.0 < heldout_share < 1.0:
+        raise typer.BadParameter(f"{heldout_share} is not between 0 and 1", param_hint="--heldout-share")
+    settings = _begin(params)
+    from mgm_lora.data.importing.column_names import GivenColumns
+    from mgm_lora.data.importing.importer import ImportRequest
+    from mgm_lora.stages import import_data as stage
+
+    name = stage.name_of(source) if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise typer.BadParameter(f"{name!r} holds other letters than A-Z, a-z, 0-9, _, - and .", param_hint="--name")
+    given = GivenColumns(
+        pictures=tuple(picture_column or ()),
+        question=question_column,
+        answer=answer_column,
+        type=type_column,
+        id=id_column,
+        text_only=text_only,
+    )
+    request = ImportRequest(
+        source,
+        name=name,
+        pictures=pictures,
+        columns=given,
+        question=question,
+        heldout_share=heldout_share,
+        seed=seed,
+        link=link,
+        encoding=encoding,
+        force=force,
+        anyway=anyway,
+    )
+    stage.run(settings, request=request, params=params, write_params=write_params)
 
 
 def _begin(params: Path) -> Settings:

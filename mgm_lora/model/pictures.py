@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgm_lora.decoding import to_rgb
 from mgm_lora.errors import PictureError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,7 +46,7 @@ def open_picture(path: Path, *, max_pixels: int | None = None) -> Image.Image:
         with Image.open(path) as picture:
             if max_pixels is not None and picture.width * picture.height > max_pixels:
                 raise PictureError(f"'{path}' has {picture.width} x {picture.height} pixels, allowed are {max_pixels}")
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            return to_rgb(picture)
     except UnidentifiedImageError as error:
         raise PictureError(
             f"'{path}' is no picture (asked for PNG, JPEG, WebP, ...; found {_first_bytes(path)})"

@@ -136,3 +136,9 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     assert open_picture(path).size == (20, 40)
+
+
+def test_sixteen_bits_are_not_clipped_to_white(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert (np.asarray(open_picture(tmp_path / "a.png"))[..., 0] == values >> 8).all()
