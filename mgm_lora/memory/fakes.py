@@ -52,9 +52,19 @@ class FakeFloats(FakeTensorMode):
             func, tensors, args, kwargs
         ):
             return tree_map_only(Tensor, self._fake_if_float, func(*args, **kwargs))
+        if func is torch.ops.aten._grouped_mm.default:
+            return self._experts_product(*args[:2], offsets=args[2] if len(args) > 2 else kwargs["offs"])
         if func in _READS_MASKS:
             args = (args[0], _places(args[1]), *args[2:])
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _experts_product(self, left: Tensor, right: Tensor, *, offsets: Tensor) -> Any:
+        """What a mixture of experts multiplies with, forwards and backwards: torch's own shapes stop at other precisions than bfloat16."""
+        if right.dim() == 3:  # rows sorted by expert, times the experts' weights
+            shape = (left.shape[0], right.shape[2])
+        else:  # the weights' gradients
+            shape = (len(offsets), left.shape[0], right.shape[1])  # type: ignore[assignment]
+        return FakeTensor(self, torch.empty(shape, dtype=left.dtype, device="meta"), left.device)
 
     def _fake_if_float(self, tensor: Tensor) -> Tensor:
         return self.from_tensor(tensor) if tensor.is_floating_point() else tensor
