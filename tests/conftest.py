@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from mgm_lora.model.checkpoint import save_model
 from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.families import published_config
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 
@@ -94,18 +95,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: MGMConfig) 
 @pytest.fixture(scope="session")
 def mgm_2b() -> MGMForConditionalGeneration:
     """MGM-2B at its real size on the meta device: names and shapes without memory."""
-    gemma = {
-        "model_type": "gemma",
-        "vocab_size": 256000,
-        "hidden_size": 2048,
-        "intermediate_size": 16384,
-        "num_hidden_layers": 18,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-    }
     with torch.device("meta"):
-        model = MGMForConditionalGeneration(MGMConfig(text_config=gemma))
+        model = MGMForConditionalGeneration(published_config("MGM-2B"))
     model.tie_weights()
     return model
 

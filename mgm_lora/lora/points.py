@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mgm_lora.errors import NoMatchingModuleError, SettingsError
+from mgm_lora.model.families import fused_experts
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import PointSettings
 
@@ -59,14 +60,10 @@ def resolve_points(
         pattern = table[name].replace("{used_vision_layers}", _used_vision_layers(model))
         module_names = tuple(path for path in linears if re.fullmatch(pattern, path))
         if not module_names:
-            problems.append(
-                f"point '{name}' matched no module (pattern {pattern}; nearest: {_nearest(pattern, list(linears))})"
-            )
+            problems.append(_explain_nothing(name, pattern=pattern, linears=list(linears), model=model))
         resolved.append(ResolvedPoint(name=name, settings=settings, pattern=pattern, module_names=module_names))
     if problems:
-        raise NoMatchingModuleError(
-            "; ".join(problems) + ". Switch the point off, or give the family's pattern in mgm_lora/lora/points.py"
-        )
+        raise NoMatchingModuleError("; ".join(problems))
     _check_ranks(resolved, linears=linears)
     return resolved
 
@@ -74,6 +71,20 @@ def resolve_points(
 def _used_vision_layers(model: MGMForConditionalGeneration) -> str:
     # CLIP layers behind select_layer left out: their output is not used, an adapter there would be dead weight.
     return "(" + "|".join(str(i) for i in range(model.config.num_used_vision_layers)) + ")"
+
+
+def _explain_nothing(name: str, *, pattern: str, linears: list[str], model: MGMForConditionalGeneration) -> str:
+    experts = fused_experts(model.language_model)
+    if name == "language_mlp" and experts:
+        return (
+            f"point 'language_mlp' matched no module: in a {model.config.text_config.model_type} the experts' weights of a layer are one"
+            f" parameter (language_model.{experts[0]}), which can be neither adapted nor trained as a point: set lora.language_mlp.mode to"
+            " off; language_attention, vision_attention, projector and mining work"
+        )
+    return (
+        f"point '{name}' matched no module (pattern {pattern}; nearest: {_nearest(pattern, linears)}): switch the point off, or give the"
+        " family's pattern in mgm_lora/lora/points.py"
+    )
 
 
 def _nearest(pattern: str, names: list[str]) -> str:

@@ -28,6 +28,7 @@ from mgm_lora.memory.plan import (
 from mgm_lora.memory.shapes import BatchShape, SampleSize, largest_batch
 from mgm_lora.memory.tracing import Device, TracedStep, trace_step
 from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.families import mixes_experts
 from mgm_lora.settings import CheckpointedPart, FullSettings, LoraSettings, MemorySettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def smaller_plan(plan: MemoryPlan, *, request: PlanRequest) -> MemoryPlan:
 def knob_choices(request: PlanRequest) -> Iterator[StepKnobs]:
     """Every set of recomputed parts, plain and (LoRA, without ZeRO-3) in 4 bit, with the smallest loss chunk and one sample a pass."""
     step = request.arm.step
-    in_4_bit = isinstance(request.arm, LoraSettings) and step.zero_stage < 3
+    in_4_bit = isinstance(request.arm, LoraSettings) and step.zero_stage < 3 and not mixes_experts(request.config)
     quantizations: tuple[Literal["none", "nf4"], ...] = ("none", "nf4") if in_4_bit else ("none",)
     for quantization in quantizations:
         rescue = _Rescue(offload_activations=step.offload_activations is True, quantization=quantization)
@@ -252,6 +253,8 @@ def _rescues(request: PlanRequest) -> Iterator[_Rescue]:
     quantizations: tuple[Literal["none", "nf4"], ...] = (
         ("none", "nf4") if step.quantization == "auto" else (step.quantization,)
     )
+    if step.quantization == "auto" and mixes_experts(request.config):
+        quantizations = ("none",)  # 4 bit would reach a thirtieth of the weights
     offloads = (False, True) if step.offload_activations == "auto" else (step.offload_activations,)
     for quantization in quantizations:
         for offload in offloads:

@@ -1,7 +1,8 @@
 """The hyper-parameters of an MGM: two towers, patch-info-mining, a projector and a language model of any family.
 
 `text_config` is a configuration of transformers' own (Gemma for MGM-2B); whatever `AutoModelForCausalLM` builds from it
-takes the language model's place. It knows no weights and no names of weights.
+takes the language model's place, and `conversation` names the template that it was trained with: Vicuna, Llama 3 and Yi
+are all Llamas, so that the one does not tell the other. It knows no weights and no names of weights.
 """
 
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 
 from mgm_lora.errors import CheckpointError
+from mgm_lora.model.template import TEMPLATES
 
 CLIP_L_14_336 = {
     "hidden_size": 1024,
@@ -19,6 +21,7 @@ CLIP_L_14_336 = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+_CONVERSATION_OF = {"gemma": "gemma", "mixtral": "mixtral"}  # where an architecture has one template alone
 
 
 class ConvNextConfig(PreTrainedConfig):
@@ -57,6 +60,7 @@ class MGMConfig(PreTrainedConfig):
     image_global: bool = False
     select_layer: int = -2
     max_length: int = 2048
+    conversation: str | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -64,6 +68,7 @@ class MGMConfig(PreTrainedConfig):
         self.text_config = _text_config(self.text_config)
         self.vision_config = _part(self.vision_config or CLIP_L_14_336, CLIPVisionConfig)
         self.aux_config = _part(self.aux_config, ConvNextConfig)
+        self.conversation = self.conversation or _CONVERSATION_OF.get(self.text_config.model_type)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         _check_fit(self)
@@ -129,5 +134,7 @@ def _check_fit(config: MGMConfig) -> None:
         problems.append(
             f"select_layer {config.select_layer} is not among CLIP's {config.vision_config.num_hidden_layers} layers"
         )
+    if config.conversation is not None and config.conversation not in TEMPLATES:
+        problems.append(f"conversation '{config.conversation}' is no template, known are {', '.join(TEMPLATES)}")
     if problems:
         raise CheckpointError("the model's configuration does not fit together:\n  - " + "\n  - ".join(problems))

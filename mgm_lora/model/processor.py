@@ -4,6 +4,7 @@ Belongs to a checkpoint: sizes come from its `config.json`, the tokenizer from i
 data set.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +21,17 @@ from mgm_lora.model.markers import pictures_per_message, show_pictures
 from mgm_lora.model.pictures import Pixels, picture_pixels
 from mgm_lora.model.published_towers import TowerPlaces
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
-from mgm_lora.model.template import PICTURE_MARKER, Piece, conversation_pieces, question_pieces
+from mgm_lora.model.template import (
+    PICTURE_MARKER,
+    TEMPLATES,
+    Piece,
+    Template,
+    conversation_pieces,
+    find_template,
+    question_pieces,
+)
 
-END_OF_TURN = "<end_of_turn>"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class MGMProcessor:
     def __init__(self, tokenizer: Any, *, config: MGMConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
+        self.template = find_template(config.conversation)
 
     @classmethod
     def from_pretrained(
@@ -51,13 +61,9 @@ class MGMProcessor:
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"'{folder}' holds no tokenizer that can be read: {error}") from error
-        needed = ("<start_of_turn>", END_OF_TURN)
-        missing = [
-            token for token in needed if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
-        ]
-        if missing:
-            raise CheckpointError(f"the tokenizer of '{folder}' lacks {missing}, which Gemma's template needs")
-        return cls(tokenizer, config=config)
+        processor = cls(tokenizer, config=config)
+        _check_tokens(tokenizer, template=processor.template, folder=folder)
+        return processor
 
     @property
     def num_picture_tokens(self) -> int:
@@ -67,15 +73,17 @@ class MGMProcessor:
     @property
     def pad_token_id(self) -> int:
         """What short rows are filled with."""
-        return int(self.tokenizer.pad_token_id)
+        own = self.tokenizer.pad_token_id  # Llama's tokenizers have none
+        return int(self.tokenizer.convert_tokens_to_ids(self.template.pad_token) if own is None else own)
 
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer."""
-        return [int(self.tokenizer.convert_tokens_to_ids(END_OF_TURN)), int(self.tokenizer.eos_token_id)]
+        ends = [self.tokenizer.convert_tokens_to_ids(token) for token in self.template.stop_tokens]
+        return list(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
 
     def encode_sample(self, turns: Sequence[tuple[str, str]], *, num_pictures: int | None = None) -> EncodedText:
-        """A whole conversation; learned are the answers with their `<end_of_turn>`, newline and `<eos>`.
+        """A whole conversation; learned are the answers with what ends them.
 
         Args:
             turns: (role, text) with `<image>` in questions where pictures are.
@@ -84,11 +92,13 @@ class MGMProcessor:
         Raises:
             DataError: the turns don't alternate, or the markers can't stand for so many pictures.
         """
-        return self._encode(conversation_pieces(turns), turns=turns, num_pictures=num_pictures)
+        return self._encode(conversation_pieces(turns, template=self.template), turns=turns, num_pictures=num_pictures)
 
     def encode_prompt(self, turns: Sequence[tuple[str, str]], *, num_pictures: int | None = None) -> list[int]:
         """A conversation that ends with a question, up to where the answer begins; arguments and errors as of `encode_sample`."""
-        return self._encode(question_pieces(turns), turns=turns, num_pictures=num_pictures).input_ids
+        return self._encode(
+            question_pieces(turns, template=self.template), turns=turns, num_pictures=num_pictures
+        ).input_ids
 
     def num_tokens(self, encoded: EncodedText) -> int:
         """Length in the sequence, picture tokens included."""
@@ -116,6 +126,8 @@ class MGMProcessor:
     def save_pretrained(self, folder: Path) -> None:
         """Writes the tokenizer's files."""
         self.tokenizer.save_pretrained(folder)
+        if getattr(self.tokenizer, "legacy", False):
+            _keep_legacy(folder)
 
     def _encode(
         self, pieces: Sequence[Piece], *, turns: Sequence[tuple[str, str]], num_pictures: int | None
@@ -125,7 +137,8 @@ class MGMProcessor:
         learned = [piece.learned for piece in pieces for _ in piece.text]
         markers = [found.start() for found in re.finditer(PICTURE_MARKER, text)]
         pictures = [place for place in markers if not learned[place]]  # in an answer it is but text
-        input_ids, labels = [int(self.tokenizer.bos_token_id)], [IGNORE_INDEX]
+        input_ids = [int(self.tokenizer.bos_token_id)] if self.template.begins_with_bos else []
+        labels = [IGNORE_INDEX] * len(input_ids)
         start = 0
         for end in [*pictures, len(text)]:
             encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
@@ -138,3 +151,25 @@ class MGMProcessor:
                 labels.append(IGNORE_INDEX)
             start = end + len(PICTURE_MARKER)
         return EncodedText(input_ids=input_ids, labels=labels)
+
+
+def _keep_legacy(folder: Path) -> None:
+    # transformers 5.23 leaves it out, and what is read back puts no space before a later turn
+    path = folder / TOKENIZER_CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "legacy": True}, indent=2), "utf-8")
+
+
+def _check_tokens(tokenizer: Any, *, template: Template, folder: Path) -> None:
+    def is_one(token: str) -> bool:
+        return list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [tokenizer.convert_tokens_to_ids(token)]
+
+    missing = [token for token in template.special_tokens if not is_one(token) or token == tokenizer.unk_token]
+    if template.begins_with_bos and tokenizer.bos_token_id is None:
+        missing.append("a bos_token")
+    if tokenizer.pad_token_id is None and tokenizer.convert_tokens_to_ids(template.pad_token) is None:
+        missing.append(f"a pad_token, or {template.pad_token}")
+    if missing:
+        raise CheckpointError(
+            f"the tokenizer of '{folder}' lacks {missing}, which the conversation template '{template.name}' needs: is base.conversation"
+            f" (or config.json's `conversation`) right? Known are {', '.join(TEMPLATES)}"
+        )

@@ -15,6 +15,7 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 
 from mgm_lora.errors import SettingsError
+from mgm_lora.model.families import fused_experts
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,9 @@ def quantize_language_model_(model: MGMForConditionalGeneration, *, device: torc
         device: where each weight is quantised and then stays; none: where it is.
 
     Raises:
-        SettingsError: bitsandbytes has no kernel for the device, or none for a layer's width.
+        SettingsError: bitsandbytes has no kernel for the device, or none for a layer's width, or the weights are mostly no linear maps.
     """
+    _check_experts(model)
     _fill_code_table()
     layers = model.language_model.get_decoder().layers
     linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
@@ -89,6 +91,17 @@ def replace_quantized_(model: nn.Module, convert: Callable[[Tensor], Tensor]) ->
         replaced: Any = nn.Parameter(convert(weight.data), requires_grad=False)
         replaced.quant_state = state
         linear.weight = replaced
+
+
+def _check_experts(model: MGMForConditionalGeneration) -> None:
+    experts = fused_experts(model.language_model)
+    if experts:
+        left = sum(model.language_model.get_parameter(name).numel() for name in experts)
+        share = left / sum(parameter.numel() for parameter in model.language_model.parameters())
+        raise SettingsError(
+            f"quantization nf4 reaches linear maps alone, but {100 * share:.0f} % of this language model are experts' weights in one parameter"
+            f" per layer ({experts[0]}): set step.quantization to none, and take engine deepspeed with zero_stage 3 and offload_parameters"
+        )
 
 
 def _check_widths(linears: Mapping[str, nn.Linear]) -> None:

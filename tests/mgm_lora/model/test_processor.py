@@ -18,6 +18,7 @@ from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
 from mgm_lora.model.template import conversation_pieces, question_pieces
 
 from ...conftest import GOLDENS
+from .tiny_family import FAMILIES, llama_tokenizer
 
 CONVERSATIONS = json.loads((GOLDENS / "text" / "conversations.json").read_text(encoding="utf-8"))
 PROBES = json.loads((GOLDENS / "text" / "tokenizer_probes.json").read_text(encoding="utf-8"))
@@ -122,6 +123,91 @@ def test_tokenizer_without_the_templates_tokens_is_refused(tiny_base: Path, tmp_
         (folder / name).write_text(text.replace("<end_of_turn>", "<other>"), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"lacks.*end_of_turn"):
         MGMProcessor.from_pretrained(folder)
+
+
+ASKED_TWICE = (
+    ("human", "<image>\nwhat color is it?"),
+    ("gpt", "red"),
+    ("human", "and the shape?"),
+    ("gpt", "a square"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_labels_are_the_answers_with_their_end_and_nothing_else(name: str) -> None:
+    processor = FAMILIES[name].processor()
+    encoded = processor.encode_sample(ASKED_TWICE)
+    end = processor.stop_token_ids[0]
+    learned, rounds = [], []
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        assert label in (IGNORE_INDEX, token)
+        if label != IGNORE_INDEX:
+            learned.append(token)
+            if token == end:
+                rounds.append(processor.tokenizer.decode(learned[:-1]).strip())
+                learned = []
+    assert rounds == ["red", "a square"]
+    assert not learned  # nothing behind the last end
+    assert encoded.input_ids.count(PICTURE_TOKEN) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("asked", [1, 3])
+def test_training_up_to_the_answer_is_the_prompt(name: str, asked: int) -> None:
+    processor = FAMILIES[name].processor()
+    encoded = processor.encode_sample(ASKED_TWICE[: asked + 1])
+    last_masked = max(place for place, label in enumerate(encoded.labels) if label == IGNORE_INDEX)
+    assert processor.encode_prompt(ASKED_TWICE[:asked]) == encoded.input_ids[: last_masked + 1]
+
+
+@pytest.mark.parametrize(
+    "name, first", [("vicuna", 1), ("llama_2", 1), ("mixtral", 1), ("llama_3", 2), ("yi", 0)]
+)  # Llama 3's text has one of its own
+def test_first_tokens_are_the_published_ones(name: str, first: int) -> None:
+    processor = FAMILIES[name].processor()
+    ids = processor.encode_prompt(ASKED_TWICE[:1])
+    bos = processor.tokenizer.bos_token_id
+    assert ids[:first] == [bos] * first
+    assert ids[first] != bos
+
+
+@pytest.mark.parametrize("legacy, read", [(True, "▁U"), (False, "U")])
+def test_later_turns_begin_with_a_space_where_the_tokenizer_is_legacy(legacy: bool, read: str, tmp_path: Path) -> None:
+    config = FAMILIES["vicuna"].config()
+    before = MGMProcessor(llama_tokenizer(legacy=legacy), config=config)
+    config.save_pretrained(tmp_path)
+    before.save_pretrained(tmp_path)
+    after = MGMProcessor.from_pretrained(tmp_path)
+    ids = before.encode_sample(ASKED_TWICE).input_ids
+    later = before.tokenizer.convert_ids_to_tokens(ids[ids.index(before.tokenizer.eos_token_id) + 1 :])
+    assert "".join(later).startswith(f"{read}SER:")
+    assert after.encode_sample(ASKED_TWICE).input_ids == ids  # transformers' own save forgets it
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_are_padded_though_llamas_tokenizers_have_nothing_for_it(name: str) -> None:
+    processor = FAMILIES[name].processor()
+    assert processor.tokenizer.pad_token_id is None
+    assert processor.tokenizer.convert_ids_to_tokens(processor.pad_token_id) == processor.template.pad_token
+
+
+def test_template_of_another_family_is_refused_for_lack_of_its_tokens(tmp_path: Path) -> None:
+    FAMILIES["vicuna"].config(conversation="chatml").save_pretrained(tmp_path)
+    FAMILIES["vicuna"].make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lacks .*im_start.* which the conversation template 'chatml' needs"):
+        MGMProcessor.from_pretrained(tmp_path)
+
+
+def test_llama_that_names_no_template_is_told_which_there_are(tmp_path: Path) -> None:
+    FAMILIES["vicuna"].config(conversation=None).save_pretrained(tmp_path)
+    FAMILIES["vicuna"].make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"found none: set base\.conversation .* vicuna_v1, llama_2, llama_3"):
+        MGMProcessor.from_pretrained(tmp_path)
+
+
+def test_unknown_template_is_refused_with_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"conversation 'vicuna' is no template, known are gemma, vicuna_v1"):
+        FAMILIES["vicuna"].config(conversation="vicuna")
 
 
 def _turns(recorded: dict[str, Any]) -> list[tuple[str, str]]:
