@@ -4,20 +4,17 @@ On a CPU the process's resident memory is looked at, libraries' workspaces and t
 First our step, then the plain way over the same weights: the peak of a process only rises. Then they take turns by the clock.
 """
 
-import ctypes
 import gc
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
 from benchmarks.findings import GIB, Findings, Table, gib, median_and_range
-from benchmarks.machine import resident_bytes
+from benchmarks.machine import keep_freed_blocks, peak_resident_bytes, resident_bytes
 from benchmarks.plain import PlainMGM, share_weights
 from benchmarks.sizes import (
     EVERY_PART,
@@ -39,8 +36,6 @@ KNOBS = StepKnobs(1, checkpointing=EVERY_PART, loss_chunk=256)
 NEEDED_BYTES = 14 * GIB
 
 NUM_ROUNDS = 3
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -117,12 +112,12 @@ def _run_ways(device: Device) -> tuple[dict[str, _Peak], dict[str, list[float]]]
     batch = random_batch(SHAPE, config=config, device=device, dtype=torch.bfloat16, seed=2)
     twin = share_weights(model, kind=PlainMGM)
     ways, peaks = {}, {}
-    _keep_freed_blocks(of_up_to=2**18)
+    keep_freed_blocks(of_up_to=2**18)
     ways["ours"] = prepare_lean(model, lora=lora, training=training, knobs=KNOBS)
     peaks["ours"] = _peak(ways["ours"], batch, traced_bytes=traced["ours"], before=before)
     ways["plain way"] = prepare_plain(twin, lora=lora, training=training)
     peaks["plain way"] = _peak(ways["plain way"], batch, traced_bytes=traced["plain way"], before=before)
-    _keep_freed_blocks(of_up_to=2**25)
+    keep_freed_blocks(of_up_to=2**25)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(NUM_ROUNDS):
         for name, step in ways.items():
@@ -147,22 +142,5 @@ def _peak(step: PreparedStep, batch: Mapping[str, Tensor], *, traced_bytes: int,
     if on_card:
         torch.cuda.reset_peak_memory_stats()
     loss = step.run(batch)
-    absolute = torch.cuda.max_memory_allocated() if on_card else _peak_resident_bytes()
+    absolute = torch.cuda.max_memory_allocated() if on_card else peak_resident_bytes()
     return _Peak(traced_bytes, absolute - before, absolute, loss)
-
-
-def _keep_freed_blocks(*, of_up_to: int) -> None:
-    """In place, for this process: how large freed blocks may be for glibc to keep them for later (left alone, up to 32 MiB)."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, of_up_to)
-        mallopt(_M_TRIM_THRESHOLD, 2 * of_up_to)
-
-
-def _peak_resident_bytes() -> int:
-    """Not getrusage's where it can be had otherwise: that begins with what the parent process held."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, which has no /proc
-    lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
-    return int(lines["VmHWM"].split()[0]) * 1024

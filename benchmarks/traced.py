@@ -30,10 +30,9 @@ def trace_plain_step(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         step = prepare_plain(model, lora=lora, training=training)
-    mode = FakeFloats()
-    fake_weights_(step.trainable.model, mode=mode)
+    fake_weights_(step.trainable.model)
     counter = LiveBytes(step.trainable.model)
-    with mode:
+    with FakeFloats():
         step = step.over_its_parameters(training)
         step.make_state()
         counter.name_optimizer(step.optimizer)

@@ -99,14 +99,14 @@ def new_artifact(destination: Path) -> Iterator[Path]:
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", suffix=".part", dir=destination.parent))
     except OSError as error:
-        raise _storage_error(error, destination) from error
+        raise storage_error(error, destination) from error
     try:
         yield folder
         _sync(folder)
         folder.chmod(0o755)
         _replace(folder, destination)
     except (OSError, SafetensorError) as error:
-        raise _storage_error(error, destination) from error
+        raise storage_error(error, destination) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,7 +121,7 @@ def new_file(destination: Path) -> Iterator[Path]:
         _sync_file(temporary)
         temporary.replace(destination)
     except (OSError, SafetensorError) as error:
-        raise _storage_error(error, destination) from error
+        raise storage_error(error, destination) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -185,7 +185,8 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _storage_error(error: OSError | SafetensorError, destination: Path) -> Exception:
+def storage_error(error: OSError | SafetensorError, destination: Path) -> Exception:
+    """StorageError where the error is of space or permission; else the error itself."""
     number = error.errno if isinstance(error, OSError) else _errno_told_by(error)
     if number is None or number not in _STORAGE_ERRORS:
         return error

@@ -1,4 +1,4 @@
-"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `ask`, and `summary`.
+"""The command line: `mgm-lora` = `python -m mgm_lora`. A command per stage of `dvc.yaml`, `summary`, and the tools beside them.
 
 Exit codes: 0 done; 2 bad input (settings, data, arguments); 3 a proof or gate that did not hold; 4 the machine (disk,
 permissions); 5 its memory. It wires words to stages and imports a stage only when it runs, so that `--help` is quick.
@@ -14,13 +14,14 @@ from typing import Annotated
 
 import typer
 
+from mgm_lora import tools
 from mgm_lora.errors import MgmLoraError
-from mgm_lora.settings import Settings, read_settings
+from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
 
 app = typer.Typer(
     name="mgm-lora",
     help="Teaches MGM-2B your pictures and questions with LoRA, beside a full fine-tune to compare with.\n\n"
-    "`dvc repro` runs all stages in order and only those whose inputs changed. Each command below is one of them and can be run by hand, from the"
+    "`dvc repro` runs all stages in order and only those whose inputs changed. Each can be run by hand, from the"
     " project's root, once the ones before it have run: validate, plan --arm lora, plan --arm full, train --arm lora, train --arm full, merge,"
     " evaluate --model base (lora, merged, full), compare, register.",
     no_args_is_help=True,
@@ -28,10 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Params = Annotated[
-    Path, typer.Option("--params", help="The settings file; mgm_lora/settings.py says what each entry is.")
-]
-DEFAULT_PARAMS = Path("params.yaml")
+_TOOLS = "Beside the pipeline"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @app.command()
 def validate(params: Params = DEFAULT_PARAMS) -> None:
     """Checks the data (Great Expectations) and writes the samples, the rejects with their reasons, and the Data Docs."""
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import validate as stage
 
     stage.run(settings)
@@ -78,7 +76,7 @@ def plan(
     Example: mgm-lora plan --arm lora --budget-gib 12
     """
     _one_of(arm, ("lora", "full"), "--arm")
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import plan as stage
 
     if all_ways:
@@ -102,7 +100,7 @@ def train(
 ) -> None:
     """Trains one arm. Killed, it goes on from its newest checkpoint when run again with the same settings."""
     _one_of(arm, ("lora", "full"), "--arm")
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import train as stage
 
     stage.run(settings, arm=arm, plan_folder=plan)
@@ -111,7 +109,7 @@ def train(
 @app.command()
 def merge(params: Params = DEFAULT_PARAMS) -> None:
     """Folds the adapter into the base and proves that the merged model answers as the adapter does."""
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import merge as stage
 
     stage.run(settings)
@@ -124,7 +122,7 @@ def evaluate(
 ) -> None:
     """Asks one model the held-out questions and those on what the base knew; scores with intervals."""
     _one_of(model, ("base", "lora", "merged", "full"), "--model")
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import evaluate as stage
 
     stage.run(settings, arm=model)
@@ -133,7 +131,7 @@ def evaluate(
 @app.command()
 def compare(params: Params = DEFAULT_PARAMS) -> None:
     """Sets the arms side by side: retention, forgetting, cost; writes reports/comparison.html."""
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import compare as stage
 
     stage.run(settings)
@@ -142,7 +140,7 @@ def compare(params: Params = DEFAULT_PARAMS) -> None:
 @app.command()
 def register(params: Params = DEFAULT_PARAMS) -> None:
     """Logs the runs to MLflow and registers the adapter as a version with the alias `challenger`."""
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import register as stage
 
     stage.run(settings)
@@ -151,41 +149,15 @@ def register(params: Params = DEFAULT_PARAMS) -> None:
 @app.command()
 def summary(params: Params = DEFAULT_PARAMS) -> None:
     """Prints the table of arms and where to look."""
-    settings = _begin(params)
+    settings = begin(params)
     from mgm_lora.stages import summary as stage
 
     stage.run(settings)
 
 
-@app.command()
-def ask(
-    picture: Annotated[Path, typer.Argument(help="A picture file.")],
-    question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder (artifacts/trained/lora) or a registered version (models:/NAME@challenger); none: the base answers."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    params: Params = DEFAULT_PARAMS,
-) -> None:
-    """Answers a question about a picture.
-
-    Example: mgm-lora ask data/pictures/easy_vqa/heldout/1.png "what color is the shape?" --adapter artifacts/trained/lora
-    """
-    settings = _begin(params)
-    from mgm_lora.stages import ask as stage
-
-    print(stage.run(settings, picture=picture, question=question, adapter=adapter, max_new_tokens=max_new_tokens))
-
-
-def _begin(params: Path) -> Settings:
-    """Every stage's first act: end with the parent, and know the settings."""
-    from mgm_lora.stages.process import die_with_parent
-
-    die_with_parent()
-    return read_settings(params)
+app.command("import", rich_help_panel=_TOOLS)(tools.import_data)
+app.command("convert", rich_help_panel=_TOOLS)(tools.convert)
+app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
 
 
 def _quieten_libraries() -> None:

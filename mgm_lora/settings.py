@@ -59,6 +59,10 @@ class BaseSettings(Section):
     """A folder, or a hub id (`owner/name`) that is in the user's hub cache."""
     revision: str | None = None
     """The hub's commit; a folder has none."""
+    vision_tower: str | None = Field(default=None, min_length=1)
+    """Where the CLIP tower of a published checkpoint lies, a folder or a hub id; none: where its config.json says."""
+    vision_tower_aux: str | None = Field(default=None, min_length=1)
+    """Where its OpenCLIP ConvNeXt lies, likewise."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Precision of the frozen weights in memory."""
 
@@ -192,6 +196,20 @@ class LoraSettings(Section):
     def _something_is_trained(self) -> Self:
         if not self.points():
             raise ValueError("every application point is off, so nothing would be trained: set one to lora or full")
+        return self
+
+    @model_validator(mode="after")
+    def _packed_weights_stay_frozen(self) -> Self:
+        whole = [
+            name
+            for name in ("language_attention", "language_mlp")
+            if name in self.points() and self.points()[name].mode == "full"
+        ]
+        if whole and self.step.quantization != "none":
+            raise ValueError(
+                f"step.quantization is {self.step.quantization}, but 4-bit weights can't be trained in full, and {' and '.join(whole)} should be:"
+                " set quantization to none, or their mode to lora"
+            )
         return self
 
 

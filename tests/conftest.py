@@ -37,6 +37,8 @@ def golden_config() -> Callable[[str], tuple[MGMConfig, dict[str, Any]]]:
             vision_config=recorded["clip_vision"],
             aux_config={"depths": recorded["convnext"]["depths"], "dims": recorded["convnext"]["dims"]},
             image_size_aux=recorded["image_size_aux"],
+            image_grid=recorded["image_grid"],
+            image_global=recorded["image_global"],
             max_length=recorded["tokenizer_model_max_length"],
         )
         return config, recorded

@@ -78,14 +78,17 @@ def _checks(data: DataSettings, validation: ValidationSettings) -> list[Check]:
     return [
         _finding("duplicate_id", "The id is no other sample's, in any of the files.", can_warn=True),
         _finding("wrong_roles", "Turns alternate from human to gpt, end with gpt, and no answer is empty."),
-        _finding("several_pictures", "There is one picture, or none."),
-        _finding("wrong_picture_markers", "As many messages hold <image> as there are pictures, and no answer does."),
+        _finding(
+            "wrong_picture_markers",
+            "There are as many <image>, or messages with it, as pictures, and none is in an answer.",
+        ),
         _finding("missing_picture", "The picture is a file inside the pictures folder."),
         _finding(
             "wrong_picture_size",
             f"The picture's sides have {validation.min_picture_side} pixels at least, "
             f"and it has {validation.max_picture_pixels} at most.",
         ),
+        _finding("animated_picture", "The picture is a still one.", can_warn=True),
         _finding("broken_picture", "The whole picture can be decoded."),
         _finding("blank_picture", "The picture has more than one colour.", can_warn=True),
         _finding("duplicate_picture", "No other file name stands for the same pixels.", can_warn=True),

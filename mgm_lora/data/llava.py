@@ -6,13 +6,14 @@ sample. What a sample says (roles, markers, pictures) is judged by the checks. I
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from mgm_lora.data.text_stream import NotJsonError, read_json_list, read_text
 from mgm_lora.errors import DataError
 
 PICTURE_MARKER = "<image>"
@@ -43,24 +44,55 @@ class Conversation:
     """Empty where the file names none."""
 
 
-def read_conversations(path: Path) -> list[Conversation]:
-    """All samples of a file, in its order.
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """All samples of a file, in its order; the file isn't held in memory.
 
     Raises:
-        DataError: it is missing, no JSON, or not in LLaVA's form (all problems are counted, the first ones named).
+        DataError: it is missing, no JSON, or not in LLaVA's form (all problems are counted, the first ones named); at the end of the file, so
+            that what came before is to be thrown away.
     """
-    conversations: list[Conversation] = []
-    problems: list[str] = []
+    problems = Problems()
+    position = -1
     for position, entry in enumerate(_read_list(path)):
         try:
-            conversations.append(_Entry.model_validate(entry).conversation())
+            yield parse_entry(entry)
         except ValidationError as error:
             problems.extend(f"{_place(position, entry)}: {problem}" for problem in _explain(error))
-    if problems:
-        shown = [*problems[:_SHOWN_PROBLEMS], *(["..."] if len(problems) > _SHOWN_PROBLEMS else [])]
-        count = f"{len(problems)} problem" + ("" if len(problems) == 1 else "s")
-        raise DataError("\n".join([f"'{path}' has {count}:", *(f"  - {line}" for line in shown), _FORM]))
-    return conversations
+    if position < 0:
+        raise DataError(f"'{path}' holds an empty list: no sample is in it. {_FORM}")
+    problems.judge(path, form=_FORM)
+
+
+def parse_entry(entry: object) -> Conversation:
+    """One entry of the list; raises pydantic's ValidationError."""
+    return _Entry.model_validate(entry).conversation()
+
+
+def explain_entry(error: ValidationError) -> Iterable[str]:
+    """What is wrong with an entry, a line each."""
+    return _explain(error)
+
+
+@dataclass
+class Problems:
+    """What is wrong with a file: all is counted, the first ones are told."""
+
+    num_problems: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def extend(self, problems: Iterable[str]) -> None:
+        """Adds some."""
+        for problem in problems:
+            self.num_problems += 1
+            if len(self.shown) < _SHOWN_PROBLEMS:
+                self.shown.append(problem)
+
+    def judge(self, path: Path, *, form: str) -> None:
+        """Raises DataError where there are any."""
+        if self.num_problems:
+            shown = [*self.shown, *(["..."] if self.num_problems > len(self.shown) else [])]
+            count = f"{self.num_problems} problem" + ("" if self.num_problems == 1 else "s")
+            raise DataError("\n".join([f"'{path}' has {count}:", *(f"  - {line}" for line in shown), form]))
 
 
 def _to_names(value: object) -> object:
@@ -102,23 +134,14 @@ class _Entry(_Form):
         )
 
 
-def _read_list(path: Path) -> list[Any]:
+def _read_list(path: Path) -> Iterator[object]:
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"can't read '{path}': {what}. Is its entry in params.yaml right, was `dvc pull` run?")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        entries = json.loads(text)
-    except OSError as error:
-        raise DataError(
-            f"can't read '{path}': {error.strerror}. Is its entry in params.yaml right, was `dvc pull` run?"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 text (byte {error.start}): save it as UTF-8. {_FORM}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' is not JSON: {error}. {_FORM}") from error
-    if not isinstance(entries, list):
-        raise DataError(f"'{path}' must hold a list of samples, found {_kind(entries)}. {_FORM}")
-    if not entries:
-        raise DataError(f"'{path}' holds an empty list: no sample is in it. {_FORM}")
-    return entries
+        yield from read_json_list(read_text(path))
+    except NotJsonError as error:
+        raise DataError(f"'{path}' {error}. {_FORM}") from error
 
 
 def _place(position: int, entry: object) -> str:

@@ -1,12 +1,11 @@
 """What can be said of one conversation alone: do its turns alternate, do its `<image>` markers stand for its pictures?
 
-A finding is "no" where all is well, or a sentence that says what was found; None where another one stands in its way.
-It opens no picture and counts no tokens.
+A finding is "no" where all is well, or a sentence that says what was found. It opens no picture and counts no tokens.
 """
 
 from typing import NamedTuple
 
-from mgm_lora.data.llava import PICTURE_MARKER, Conversation
+from mgm_lora.data.llava import PICTURE_MARKER, Conversation, Turn
 
 FINE = "no"
 """The value of a finding where nothing was found."""
@@ -16,8 +15,7 @@ class Structure(NamedTuple):
     """Findings by the name of their check."""
 
     wrong_roles: str
-    several_pictures: str
-    wrong_picture_markers: str | None
+    wrong_picture_markers: str
 
     @property
     def is_fine(self) -> bool:
@@ -29,9 +27,20 @@ def judge_structure(conversation: Conversation) -> Structure:
     """The findings on a conversation's form."""
     return Structure(
         wrong_roles=_judge_roles(conversation),
-        several_pictures=_judge_number(conversation),
         wrong_picture_markers=_judge_markers(conversation),
     )
+
+
+def canonical_turns(conversation: Conversation) -> tuple[Turn, ...]:
+    """With as many markers as pictures, of a fine structure: where a message has several for one picture, the first stays."""
+    if sum(turn.text.count(PICTURE_MARKER) for turn in conversation.turns) == len(conversation.pictures):
+        return conversation.turns
+    return tuple(Turn(turn.role, _collapse(turn.text)) for turn in conversation.turns)
+
+
+def _collapse(text: str) -> str:
+    before, marker, after = text.partition(PICTURE_MARKER)
+    return before + marker + after.replace(PICTURE_MARKER, "")
 
 
 def _judge_roles(conversation: Conversation) -> str:
@@ -47,18 +56,13 @@ def _judge_roles(conversation: Conversation) -> str:
     return FINE if len(roles) % 2 == 0 else f"the last turn is from {roles[-1]!r}: there is nothing to learn from it"
 
 
-def _judge_number(conversation: Conversation) -> str:
-    number = len(conversation.pictures)
-    return FINE if number <= 1 else f"{number} pictures, but a sample can have one at most: make a sample of each"
-
-
-def _judge_markers(conversation: Conversation) -> str | None:
-    if len(conversation.pictures) > 1:
-        return None
+def _judge_markers(conversation: Conversation) -> str:
     if any(turn.role == "gpt" and PICTURE_MARKER in turn.text for turn in conversation.turns):
         return f"an answer holds {PICTURE_MARKER}"
-    # Several markers in one message are one picture: LLaVA's training makes one placeholder of them.
-    marked = sum(PICTURE_MARKER in turn.text for turn in conversation.turns)
-    if marked == len(conversation.pictures):
+    counts = [turn.text.count(PICTURE_MARKER) for turn in conversation.turns]
+    marked = sum(count > 0 for count in counts)
+    # Several markers in one message may be one picture: LLaVA's training makes one placeholder of them.
+    if len(conversation.pictures) in (sum(counts), marked):
         return FINE
-    return f"messages that hold {PICTURE_MARKER}: {marked}, pictures of the sample: {len(conversation.pictures)}"
+    held = f"messages that hold {PICTURE_MARKER}: {marked}, pictures of the sample: {len(conversation.pictures)}"
+    return held if sum(counts) == marked else f"{held}, {PICTURE_MARKER} in all: {sum(counts)}"

@@ -3,8 +3,9 @@
 Rows are in the order of the data set's file. It judges nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mgm_lora.data.llava import Turn
 from mgm_lora.errors import ArtifactError
 
 KIND = "SampleTable"
+_ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Sample:
     question_type: str
     """Empty where the data set names none."""
     picture_sha256: tuple[str, ...]
-    """Of the decoded pixels."""
+    """Of the picture files' bytes."""
     width: int | None
     """Of the first picture, pixels."""
     height: int | None
@@ -49,9 +51,12 @@ class Sample:
         return self.turns[-1].text
 
 
-def write_samples(samples: Sequence[Sample], *, path: Path) -> None:
-    """Writes a Parquet file; the same samples give the same bytes."""
-    pq.write_table(pa.Table.from_pylist([_to_row(sample) for sample in samples], schema=_schema()), path)
+def write_samples(samples: Iterable[Sample], *, path: Path) -> None:
+    """Writes a Parquet file, some samples at a time; the same samples give the same bytes."""
+    rows = (_to_row(sample) for sample in samples)
+    with pq.ParquetWriter(path, _schema()) as writer:
+        while group := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(group, schema=_schema()))
 
 
 def read_samples(path: Path) -> list[Sample]:

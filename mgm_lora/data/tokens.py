@@ -1,12 +1,7 @@
 """What a sample costs in tokens, by a measure that the caller brings: this package doesn't know the model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from tqdm import tqdm
-
-from mgm_lora.data.llava import Conversation
-from mgm_lora.data.structure import judge_structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +9,7 @@ class TokenCounts:
     """One sample's tokens."""
 
     num_tokens: int
-    """Those of its picture included."""
+    """Those of its pictures included."""
     num_labels: int
     """Tokens that are learned."""
     num_labels_kept: int
@@ -24,19 +19,4 @@ class TokenCounts:
 
 
 MeasureTokens = Callable[[Sequence[tuple[str, str]]], TokenCounts]
-"""(role, text) turns, with the picture's marker in them, to counts."""
-
-
-def measure_tokens(
-    files: Mapping[str, Sequence[Conversation]], *, measure: MeasureTokens
-) -> dict[str, list[TokenCounts | None]]:
-    """The counts of every sample, by file; None for a sample whose structure doesn't allow any."""
-    total = sum(len(conversations) for conversations in files.values())
-    counts: dict[str, list[TokenCounts | None]] = {file: [] for file in files}
-    with tqdm(total=total, desc="counting tokens", unit="sample", mininterval=1.0, delay=2.0) as progress:
-        for file, conversations in files.items():
-            for conversation in conversations:
-                fine = judge_structure(conversation).is_fine
-                counts[file].append(measure(conversation.turns) if fine else None)
-                progress.update()
-    return counts
+"""(role, text) turns, with as many markers in them as there are pictures, to counts."""

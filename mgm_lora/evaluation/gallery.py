@@ -12,8 +12,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from mgm_lora.decoding import to_rgb
 from mgm_lora.errors import PictureError
 from mgm_lora.evaluation.formatting import arm_label
 from mgm_lora.evaluation.predictions import Prediction
@@ -156,7 +157,7 @@ def _data_uri(path: Path) -> str:
     """The picture, shrunk: as PNG, or as JPEG where that is much smaller (photographs)."""
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = to_rgb(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"the gallery can't show '{path}': {error}. Is data.pictures right?") from error
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE))

@@ -18,8 +18,8 @@ from mgm_lora.artifacts import Manifest, read_manifest
 from mgm_lora.errors import ArtifactError, BaseChangedError
 from mgm_lora.lora.injection import ADAPTER_NAME
 from mgm_lora.model.base import Quantization
-from mgm_lora.model.checkpoint import check_keys
 from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.model.sources import check_keys
 
 KIND = "TrainedAdapter"
 CONFIG_NAME = "adapter_config.json"

@@ -7,7 +7,7 @@ are trained, w bytes each (2 under bfloat16, to which the whole model is cast), 
 - gradients: ZeRO-0 and 1 whole, in w bytes; 2 and 3 leave the parameter as soon as they are made and a share of 1/n stays, in 4 bytes
   (`grad_accum_dtype`); offloaded, none stays. The step widens them to 4 bytes where they aren't (`flat_grad_partition.to`).
 - buckets of ZERO_BUCKET_NUMBERS, w bytes a number (4 where gradients are kept so): ZeRO 1 to 3 one for gradients, 1 and 2 one more for
-  weights; offloaded, a buffer as large as the largest trained tensor (`temp_grad_buffer_for_gpu_offload`).
+  weights, which is no larger than what is trained; offloaded, a buffer as large as the largest trained tensor (`temp_grad_buffer_for_gpu_offload`).
 - weights: ZeRO-3 keeps 1/n of all of them (none with offload_parameters) and what is gathered: the largest tensor, and two buckets that
   come early and leave late (`stage3_prefetch_bucket_size`, `stage3_max_live_parameters`).
 
@@ -173,7 +173,8 @@ class DeepSpeedEngine:
         wide = stage >= 2 and not self._knobs.offload_optimizer
         self._keep(counter, ZERO_BUCKET_NUMBERS, dtype=torch.float32 if wide else self._width, part=BUCKETS)
         if stage < 3:
-            self._keep(counter, ZERO_BUCKET_NUMBERS, dtype=self._width, part=BUCKETS)
+            gathered = min(ZERO_BUCKET_NUMBERS, self._num_trained)
+            self._keep(counter, gathered, dtype=self._width, part=BUCKETS)
         if self._knobs.offload_optimizer:
             largest = max(parameter.numel() for parameter in self._parameters)
             self._keep(counter, largest, dtype=self._width, part=BUCKETS)

@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mgm_lora.artifacts import Manifest, new_artifact, read_manifest, write_json, write_manifest
 from mgm_lora.errors import ArtifactError, PlanError
@@ -19,8 +20,10 @@ from mgm_lora.settings import FullSettings, LoraSettings, MemorySettings, Traini
 
 KIND = "MemoryPlan"
 PLAN_NAME = "plan.json"
+SEARCH_NAME = "search.json"
 PICTURE_NAME = "plan.png"
 GIB = 2**30
+_OF_SEARCH = {"memory", "tried"}
 
 
 class TriedStep(BaseModel):
@@ -51,9 +54,10 @@ class MemoryPlan(BaseModel):
     """In the machine's memory."""
     paged_bytes: int
     """Optimizer state that may leave the card."""
-    memory: MemorySettings
     made_for: str
-    """Digest of all that the plan follows from."""
+    """Digest of all that the step's bytes follow from."""
+    memory: MemorySettings
+    """The card that it was made for."""
     tried: tuple[TriedStep, ...]
 
     @property
@@ -62,14 +66,9 @@ class MemoryPlan(BaseModel):
         return with_margins(self.peak_bytes, memory=self.memory)
 
     @property
-    def allowed_bytes(self) -> int:
-        """What the step's own tensors may take."""
-        return allowed_bytes(self.memory)
-
-    @property
     def fits(self) -> bool:
         """Whether it keeps to the budget."""
-        return self.peak_bytes <= self.allowed_bytes
+        return self.peak_bytes <= allowed_bytes(self.memory)
 
 
 def with_margins(peak_bytes: int, *, memory: MemorySettings) -> int:
@@ -86,14 +85,13 @@ def plan_digest(
     *,
     base_digest: str,
     arm: LoraSettings | FullSettings,
-    memory: MemorySettings,
     training: TrainingSettings,
     shape: BatchShape,
     dtype: str,
     device: str,
 ) -> str:
-    """SHA-256 of all that a plan follows from; `shape` is the largest batch of as many rows as a card ever gets: it says what the data is like."""
-    sections = [section.model_dump(mode="json") for section in (arm, memory, training)]
+    """SHA-256 of all that a step's bytes follow from; `shape` is the largest batch of as many rows as a card ever gets: so the data's."""
+    sections = [section.model_dump(mode="json") for section in (arm, training)]
     inputs = [base_digest, type(arm).__name__, *sections, vars(shape), dtype, device]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
@@ -101,33 +99,47 @@ def plan_digest(
 def write_plan(
     plan: MemoryPlan, *, destination: Path, settings: Mapping[str, BaseModel], parents: Mapping[str, str]
 ) -> None:
-    """Writes plan.json, plan.png and the manifest; the same plan gives the same JSON."""
+    """Writes plan.json (what training follows from: the same for every card that it fits), search.json (for which card, and what else was tried),
+    plan.png and the manifest.
+    """
     with new_artifact(destination) as folder:
-        write_json(folder / PLAN_NAME, plan.model_dump(mode="json"))
+        write_json(folder / PLAN_NAME, plan.model_dump(mode="json", exclude=_OF_SEARCH))
+        write_json(folder / SEARCH_NAME, plan.model_dump(mode="json", include=_OF_SEARCH))
         draw_peaks(_curves(plan), budget_gib=plan.memory.budget_gib, path=folder / PICTURE_NAME)
         details = {"made_for": plan.made_for, "total_gib": round(plan.total_bytes / GIB, 3)}
         write_manifest(folder, Manifest.make(KIND, settings=settings, parents=parents, details=details))
 
 
-def read_plan(folder: Path, *, made_for: str) -> MemoryPlan:
+def read_plan(folder: Path, *, made_for: str, memory: MemorySettings) -> MemoryPlan:
     """The plan of an artifact.
 
     Raises:
         ArtifactError: there is none, or it is not whole.
-        PlanError: it was made for other settings, data or base.
+        PlanError: it was made for other settings, data or base, or for a larger card than `memory` says.
     """
     read_manifest(folder, kind=KIND)
-    path = folder / PLAN_NAME
     try:
-        plan = MemoryPlan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ArtifactError(f"'{path}' is no plan ({error}): run `dvc repro --force plan@{folder.name}`") from error
+        plan = MemoryPlan.model_validate(_read_json(folder / PLAN_NAME) | _read_json(folder / SEARCH_NAME))
+    except (OSError, TypeError, ValueError) as error:  # pydantic's and JSON's errors are ValueErrors
+        raise ArtifactError(
+            f"'{folder}' holds no plan ({error}): run `dvc repro --force plan@{folder.name}`"
+        ) from error
     if plan.made_for != made_for:
         raise PlanError(
             f"the plan '{folder}' was made for other settings, data or base than this run's (digest {plan.made_for[:12]},"
             f" the run's is {made_for[:12]}): run `dvc repro`, or `mgm-lora plan`, first"
         )
+    if plan.peak_bytes > allowed_bytes(memory):
+        raise PlanError(
+            f"the plan '{folder}' takes {size_text(with_margins(plan.peak_bytes, memory=memory))} with margins, made for a card of"
+            f" {plan.memory.budget_gib:g} GiB, and memory.budget_gib is {memory.budget_gib:g}: run `dvc repro`, or `mgm-lora plan`, first"
+        )
     return plan
+
+
+def size_text(num_bytes: float) -> str:
+    """`11.32 GiB`, and for what is less than a tenth of one `3.4 MiB`."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= 0.1 * GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def describe_knobs(knobs: StepKnobs) -> str:
@@ -144,6 +156,10 @@ def describe_knobs(knobs: StepKnobs) -> str:
             f"ZeRO-{knobs.zero_stage} on {knobs.num_cards}" + "".join(f", {name} offloaded" for name in offloaded)
         )
     return "; ".join(words)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _curves(plan: MemoryPlan) -> list[Curve]:

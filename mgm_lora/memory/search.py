@@ -16,12 +16,12 @@ import torch
 from mgm_lora.errors import PlanError
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.plan import (
-    GIB,
     MemoryPlan,
     TriedStep,
     allowed_bytes,
     describe_knobs,
     plan_digest,
+    size_text,
     with_margins,
     write_plan,
 )
@@ -59,7 +59,6 @@ class PlanRequest:
         return plan_digest(
             base_digest=self.base_digest,
             arm=self.arm,
-            memory=self.memory,
             training=self.training,
             shape=self.shape(max(1, self.training.global_batch_size // self.arm.step.num_cards)),
             dtype=str(self.dtype),
@@ -164,10 +163,10 @@ class _Search:
         """What was tried, and the least that anything takes."""
         tried = sorted(self._tried(), key=lambda step: step.total_bytes)
         memory, least = self._request.memory, tried[0]
-        rows = "\n".join(f"  {step.total_bytes / GIB:8.2f} GiB  {describe_knobs(step.knobs)}" for step in tried)
+        rows = "\n".join(f"  {size_text(step.total_bytes):>10}  {describe_knobs(step.knobs)}" for step in tried)
         return (
             f"arm {self._request.arm_name}: nothing that the settings allow fits {memory.budget_gib:g} GiB; the least needs"
-            f" {least.total_bytes / GIB:.2f} GiB ({least.peak_bytes / GIB:.2f} of its own, {100 * memory.overhead_share:g} % overhead,"
+            f" {size_text(least.total_bytes)} ({size_text(least.peak_bytes)} of its own, {100 * memory.overhead_share:g} % overhead,"
             f" {memory.context_gib:g} GiB context). Tried:\n{rows}\n"
             f"Leave more of {self._request.arm_name}.step to auto, or set quantization to auto, optimizer to adamw_8bit, or engine to deepspeed"
             " with zero_stage 2 and offload_optimizer; or train less, on shorter samples, or set memory.budget_gib to a larger card's"
@@ -219,7 +218,7 @@ class _Search:
                 training=request.training,
                 device=request.device,
             )
-            logger.info("traced in %.1f s: %.2f GiB, %s", step.seconds, step.peak_bytes / GIB, describe_knobs(knobs))
+            logger.info("traced in %.1f s: %s, %s", step.seconds, size_text(step.peak_bytes), describe_knobs(knobs))
             self._traced[knobs] = step
         return self._traced[knobs]
 
@@ -235,8 +234,8 @@ class _Search:
         if weights > self._allowed:
             memory = self._request.memory
             raise PlanError(
-                f"arm {self._request.arm_name}: memory.budget_gib is {memory.budget_gib:g}, of which {self._allowed / GIB:.2f} GiB are left"
-                f" after the margins, but the weights alone take {weights / GIB:.2f} GiB: take a larger card, set step.quantization to nf4,"
+                f"arm {self._request.arm_name}: memory.budget_gib is {memory.budget_gib:g}, of which {size_text(self._allowed)} are left"
+                f" after the margins, but the weights alone take {size_text(weights)}: take a larger card, set step.quantization to nf4,"
                 " or engine to deepspeed with zero_stage 3 and offload_parameters"
             )
 

@@ -116,10 +116,9 @@ def make_batch(
     batch = {name: values.to(device) for name, values in batch.items()}
     if not shape.num_pictures:
         return batch
-    side, side_aux = config.vision_config.image_size, config.image_size_aux
     return batch | {
-        "images": torch.zeros((num_slots, 3, side, side), dtype=dtype, device=device),
-        "images_aux": torch.zeros((num_slots, 3, side_aux, side_aux), dtype=dtype, device=device),
+        "images": torch.zeros((num_slots, *config.images_shape), dtype=dtype, device=device),
+        "images_aux": torch.zeros((num_slots, *config.images_aux_shape), dtype=dtype, device=device),
     }
 
 

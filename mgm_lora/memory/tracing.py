@@ -76,9 +76,8 @@ def trace_step(
     started = time.monotonic()
     with _no_collections():
         trainable = _built(config, dtype=dtype, arm=arm, knobs=knobs, training=training)
-        mode = FakeFloats()
-        fake_weights_(trainable.model, mode=mode)
-        with mode:
+        fake_weights_(trainable.model)
+        with FakeFloats():
             engine = make_engine(trainable, knobs=knobs, training=training, on_card=device == "cuda")
             counter = LiveBytes(trainable.model)
             _step(

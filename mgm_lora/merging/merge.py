@@ -63,7 +63,7 @@ def merge_with_proof(
         MergeProofError: merged differs from adapted beyond the bound, or does not differ from the base; nothing is written.
         BaseChangedError: the adapter is of another base.
     """
-    processor = MGMProcessor.from_pretrained(base.folder)
+    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
 
     def ask(asked: Any, label: str) -> ProbeAnswers:
         return answer_probe(asked, probes=probes, processor=processor, max_new_tokens=max_new_tokens, label=label)

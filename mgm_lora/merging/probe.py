@@ -56,7 +56,7 @@ def answer_probe(
 
 
 def _answer_logits(model: Any, probe: Probe, *, processor: MGMProcessor) -> Tensor:
-    encoded = processor.encode_sample(probe.turns)
+    encoded = processor.encode_sample(probe.turns, num_pictures=len(probe.pictures))
     input_ids = torch.tensor([encoded.input_ids])
     batch = {
         "input_ids": input_ids,

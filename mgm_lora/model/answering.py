@@ -1,7 +1,7 @@
 """Asks a model questions about pictures: batched, greedy, each answer independent of its batch.
 
-One way to answer for everything: scores, the merge proof, `ask` and the registered model. It doesn't know which model
-it asks (base, adapted, merged).
+One way to answer for everything: scores, the merge proof and the registered model here, `ask` through a chat of the same tokens. It doesn't
+know which model it asks (base, adapted, merged).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mgm_lora.errors import DataError
 from mgm_lora.model.pictures import open_picture
 from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.model.sequence import PICTURE_TOKEN
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,13 @@ def answer_questions(
         batch_size: questions answered at once; similar lengths go together.
         max_new_tokens: longest answer.
         label: what the progress bar says.
+
+    Raises:
+        DataError: a question's `<image>` markers can't stand for its pictures, or it is longer than the model takes.
     """
-    prompts = [processor.encode_prompt(question.turns) for question in questions]
+    prompts = [processor.encode_prompt(question.turns, num_pictures=len(question.pictures)) for question in questions]
+    for prompt in prompts:
+        check_length(prompt, processor=processor)
     order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
     answers = [""] * len(questions)
     with tqdm(total=len(questions), desc=label, unit="question", mininterval=1.0, delay=2.0) as progress:
@@ -53,8 +60,9 @@ def answer_questions(
             inputs = collate_prompts(
                 [prompts[i] for i in batch], pictures=[questions[i].pictures for i in batch], processor=processor
             )
-            for i, answer in zip(batch, _generate(model, inputs, processor, max_new_tokens), strict=True):
-                answers[i] = answer
+            tokens = generate_tokens(model, inputs, processor=processor, max_new_tokens=max_new_tokens)
+            for i, row in zip(batch, tokens, strict=True):
+                answers[i] = processor.decode(row)
             progress.update(len(batch))
     return answers
 
@@ -76,16 +84,30 @@ def picture_slots(pictures: Sequence[Sequence[Path]], *, processor: MGMProcessor
     """`images` and `images_aux`, one slot per picture and an empty one for a row without; nothing if no row has any."""
     if not any(pictures):
         return {}
-    size, size_aux = processor.config.vision_config.image_size, processor.config.image_size_aux
+    config = processor.config
     images, images_aux = [], []
     for row in pictures:
         views = [processor.pixels(open_picture(path)) for path in row]
-        images += [view.images for view in views] or [torch.zeros(3, size, size)]
-        images_aux += [view.images_aux for view in views] or [torch.zeros(3, size_aux, size_aux)]
+        images += [view.images for view in views] or [torch.zeros(config.images_shape)]
+        images_aux += [view.images_aux for view in views] or [torch.zeros(config.images_aux_shape)]
     return {"images": torch.stack(images), "images_aux": torch.stack(images_aux)}
 
 
-def _generate(model: Any, inputs: dict[str, Tensor], processor: MGMProcessor, max_new_tokens: int) -> list[str]:
+def check_length(prompt: Sequence[int], *, processor: MGMProcessor) -> None:
+    """Raises DataError where a prompt is longer than the model takes: its end, which asks, would be cut."""
+    num_positions, most = processor.num_positions(prompt), processor.config.max_length
+    if num_positions > most:
+        num_pictures = prompt.count(PICTURE_TOKEN)
+        raise DataError(
+            f"a question of {num_positions} tokens, {num_pictures * processor.num_picture_tokens} of them for {num_pictures} pictures, but the"
+            f" model takes {most} (max_length in its config.json): ask with fewer pictures or words"
+        )
+
+
+def generate_tokens(
+    model: Any, inputs: dict[str, Tensor], *, processor: MGMProcessor, max_new_tokens: int, **options: Any
+) -> list[list[int]]:
+    """The greedy tokens of each row; `options` go to the model's `generate`."""
     device = next(model.parameters()).device
     with torch.inference_mode():
         tokens = model.generate(
@@ -94,5 +116,7 @@ def _generate(model: Any, inputs: dict[str, Tensor], processor: MGMProcessor, ma
             do_sample=False,
             eos_token_id=processor.stop_token_ids,
             pad_token_id=processor.pad_token_id,
+            **options,
         )
-    return [processor.decode(row.tolist()) for row in tokens]
+    rows: list[list[int]] = tokens.tolist()
+    return rows

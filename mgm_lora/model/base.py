@@ -8,6 +8,7 @@ import torch
 
 from mgm_lora.model.checkpoint import digest_checkpoint, load_model, resolve_checkpoint
 from mgm_lora.model.mgm import MGMForConditionalGeneration
+from mgm_lora.model.published_towers import TowerPlaces
 from mgm_lora.settings import BaseSettings
 
 Quantization = Literal["none", "nf4"]
@@ -23,11 +24,13 @@ class Base:
     dtype: torch.dtype
     identity: dict[str, Any]
     """What manifests say of it."""
+    towers: TowerPlaces | None = None
+    """Where the settings say that a published checkpoint's towers lie."""
 
     def load(self, *, quantization: Quantization = "none") -> MGMForConditionalGeneration:
         """The model, on the card if there is one, its language model in 4 bit if asked; raises SettingsError where that can't run."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(self.folder, dtype=self.dtype)
+        model = load_model(self.folder, dtype=self.dtype, towers=self.towers)
         if quantization == "nf4":
             from mgm_lora.model.quantization import quantize_language_model_  # bitsandbytes takes a second to import
 
@@ -36,8 +39,14 @@ class Base:
 
 
 def find_base(settings: BaseSettings) -> Base:
-    """The base of the settings; raises CheckpointError where it isn't there."""
+    """The base of the settings; raises CheckpointError where it, or a tower of it, isn't there."""
     folder = resolve_checkpoint(settings.model, revision=settings.revision)
-    digest = digest_checkpoint(folder)
+    towers = tower_places(settings)
+    digest = digest_checkpoint(folder, towers=towers)
     identity = {"model": settings.model, "revision": settings.revision, "digest": digest}
-    return Base(folder=folder, digest=digest, dtype=DTYPES[settings.dtype], identity=identity)
+    return Base(folder=folder, digest=digest, dtype=DTYPES[settings.dtype], identity=identity, towers=towers)
+
+
+def tower_places(settings: BaseSettings) -> TowerPlaces:
+    """Where the settings say that the towers lie."""
+    return TowerPlaces(vision_tower=settings.vision_tower, vision_tower_aux=settings.vision_tower_aux)

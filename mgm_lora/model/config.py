@@ -42,7 +42,10 @@ class ConvNextConfig(PreTrainedConfig):
 
 
 class MGMConfig(PreTrainedConfig):
-    """An MGM; the defaults are those of the published family at `image_grid` 1."""
+    """An MGM; the defaults are those of the published family at `image_grid` 1.
+
+    In high definition CLIP sees a picture `image_grid` x `image_grid` times, a square at a time, and with `image_global` once more as a whole.
+    """
 
     model_type = "mgm"
     sub_configs = {"text_config": AutoConfig, "vision_config": CLIPVisionConfig, "aux_config": ConvNextConfig}  # noqa: RUF012
@@ -72,13 +75,29 @@ class MGMConfig(PreTrainedConfig):
 
     @property
     def num_patches_side(self) -> int:
-        """Patches of the picture along one side, in CLIP's view."""
+        """Patches along one side of a view of CLIP's."""
         return int(self.vision_config.image_size) // int(self.vision_config.patch_size)
 
     @property
     def num_picture_tokens(self) -> int:
-        """Tokens that a picture takes in the language model's sequence."""
-        return self.num_patches_side**2
+        """Tokens that a picture takes in the language model's sequence, all views together."""
+        return self.num_views * self.num_patches_side**2
+
+    @property
+    def num_views(self) -> int:
+        """Times that CLIP looks at a picture."""
+        return self.image_grid**2 + int(self.image_global)
+
+    @property
+    def images_shape(self) -> tuple[int, ...]:
+        """A picture's shape in `images`: [3, h, w], or [views, 3, h, w] where there are several."""
+        side = int(self.vision_config.image_size)
+        return (3, side, side) if self.num_views == 1 else (self.num_views, 3, side, side)
+
+    @property
+    def images_aux_shape(self) -> tuple[int, ...]:
+        """A picture's shape in `images_aux`."""
+        return (3, self.image_size_aux, self.image_size_aux)
 
     @property
     def num_used_vision_layers(self) -> int:
@@ -90,7 +109,12 @@ def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedC
     if isinstance(value, PreTrainedConfig):
         return value
     entries = dict(value or {"model_type": "gemma"})
-    return AutoConfig.for_model(entries.pop("model_type"), **entries)
+    # set afterwards: transformers takes Gemma's "gelu" for the tanh form, here it is what it says
+    activation = entries.pop("hidden_activation", None) or entries.pop("hidden_act", None)
+    config = AutoConfig.for_model(entries.pop("model_type"), **entries)
+    if activation is not None:
+        config.hidden_act = activation
+    return config
 
 
 def _part(value: Any, kind: type[PreTrainedConfig]) -> Any:
@@ -99,14 +123,12 @@ def _part(value: Any, kind: type[PreTrainedConfig]) -> Any:
 
 def _check_fit(config: MGMConfig) -> None:
     problems = []
-    if config.image_grid != 1 or config.image_global:
+    if config.image_grid < 1:
+        problems.append(f"image_grid {config.image_grid} must be 1 or more: squares along a side of the picture")
+    elif config.image_size_aux % (4 * config.image_grid * config.num_patches_side):
         problems.append(
-            f"image_grid {config.image_grid}, image_global {config.image_global}: only one view of a picture is built so far"
-        )
-    if config.image_size_aux % (4 * config.num_patches_side):
-        problems.append(
-            f"image_size_aux {config.image_size_aux} must be a multiple of 4 x {config.num_patches_side} patches,"
-            " so that every patch has its own square of the high-resolution features"
+            f"image_size_aux {config.image_size_aux} must be a multiple of 4 x image_grid {config.image_grid} x"
+            f" {config.num_patches_side} patches, so that every patch has its own square of the high-resolution features"
         )
     if not 0 < config.num_used_vision_layers <= config.vision_config.num_hidden_layers:
         problems.append(

@@ -42,15 +42,21 @@ class ConvNextPyramid(nn.Module):
 
 
 def join_stages(stages: Sequence[Tensor]) -> Tensor:
-    """Brings the stages to the first one's size (bilinear, in float32) and joins their channels: [B, sum C_i, H/4, W/4]."""
-    size = stages[0].shape[-2:]
-    same_size = [
-        stage
-        if stage.shape[-2:] == size
-        else F.interpolate(stage.float(), size=size, mode="bilinear", align_corners=False).to(stage.dtype)
-        for stage in stages
-    ]
-    return torch.cat(same_size, dim=1)
+    """Brings the stages to the first one's size and joins their channels: [B, sum C_i, H/4, W/4]."""
+    return torch.cat([enlarge(stage, stages[0].shape[-1]) for stage in stages], dim=1)
+
+
+def enlarge(stage: Tensor, side: int) -> Tensor:
+    """A square stage at `side` x `side` positions (bilinear, in float32 at least)."""
+    if stage.shape[-1] == side:
+        return stage
+    enlarged = F.interpolate(widen(stage), size=(side, side), mode="bilinear", align_corners=False)
+    return enlarged.to(stage.dtype)
+
+
+def widen(features: Tensor) -> Tensor:
+    """Reduced precision as float32, any other as it is."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
 class ConvNextStage(nn.Module):

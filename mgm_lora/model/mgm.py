@@ -3,10 +3,12 @@
 The module tree gives every application point a full path: `language_model.model.layers...`,
 `vision_tower.encoder.layers...`, `mm_projector.0`, `vlm_uni_aux_projector.1`. It knows neither PEFT nor files.
 
-Shapes: B rows, T prompt positions, L positions after insertion, S picture slots, N tokens of a picture, D CLIP's width,
-H hidden size, V vocabulary.
+Shapes: B rows, T prompt positions, L positions after insertion, S picture slots, N tokens of a picture, V views of a picture
+(no dimension where there is one), P patches of a view, D CLIP's width, H hidden size. In logits, P labelled positions and V
+vocabulary.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ from mgm_lora.model.lean import LeanStep
 from mgm_lora.model.loss import head_logits, summed_loss
 from mgm_lora.model.mining import mine_patch_info, mining_projector, without_autocast
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN, MergedSequence, merge_pictures, used_slots
+from mgm_lora.model.views import Square, join_square, join_whole, squares
 
 _JOINED_BYTES = 2**28
 
@@ -86,7 +89,8 @@ class MGMForConditionalGeneration(PreTrainedModel):
         Args:
             input_ids: [B, T], -200 for a picture; padded on the right.
             attention_mask: [B, T].
-            images: [S, 3, h, w], CLIP's view; a row takes one slot per picture, at least one.
+            images: [S, V, 3, h, w], CLIP's views: the squares of the grid, row by row, then the whole; a row takes one slot per picture, at
+                least one.
             images_aux: [S, 3, h', w'], the high-resolution view.
             labels: [B, T], -100 where nothing is to be learned.
             num_items_in_batch: labelled tokens that the loss is the mean over; none: those of this batch.
@@ -122,11 +126,26 @@ class MGMForConditionalGeneration(PreTrainedModel):
         attention_mask: Tensor,
         images: Tensor | None = None,
         images_aux: Tensor | None = None,
+        picture_features: Sequence[Tensor] | None = None,
         **options: Any,
     ) -> Any:
-        """The new tokens only, [B, <= max_new_tokens]; `options` go to transformers' `generate` of the language model."""
+        """The new tokens only, [B, <= max_new_tokens]; `options` go to transformers' `generate` of the language model.
+
+        Args:
+            input_ids: [B, T], -200 for a picture; padded on either side, the model's own padding is on the left.
+            attention_mask: [B, T].
+            images: as `forward` takes them.
+            images_aux: as `forward` takes them.
+            picture_features: instead of both, what `picture_features` made of the pictures, in the order of their places.
+            options: among them `past_key_values`, a cache of the sequence's beginning, which is not computed again.
+        """
         merged = self.merge_inputs(
-            input_ids, attention_mask=attention_mask, images=images, images_aux=images_aux, padding_side="left"
+            input_ids,
+            attention_mask=attention_mask,
+            images=images,
+            images_aux=images_aux,
+            picture_features=picture_features,
+            padding_side="left",
         )
         return self.language_model.generate(
             inputs_embeds=merged.inputs_embeds, attention_mask=merged.attention_mask.long(), **options
@@ -139,44 +158,55 @@ class MGMForConditionalGeneration(PreTrainedModel):
         attention_mask: Tensor,
         images: Tensor | None = None,
         images_aux: Tensor | None = None,
+        picture_features: Sequence[Tensor] | None = None,
         labels: Tensor | None = None,
         padding_side: Literal["left", "right"] = "right",
         sample_ids: Tensor | None = None,
     ) -> MergedSequence:
         """The language model's input: scaled embeddings with the pictures in their places; slots that no row uses are not computed."""
         slots = used_slots(input_ids)
-        flat = [slot for row in slots for slot in row]
-        features = self._features_of(flat, images=images, images_aux=images_aux)
+        if picture_features is None:
+            flat = [slot for row in slots for slot in row]
+            picture_features = self._features_of(flat, images=images, images_aux=images_aux)
         embeds = self.language_model.get_input_embeddings()(input_ids.masked_fill(input_ids == PICTURE_TOKEN, 0))
         return merge_pictures(
             embeds,
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
-            picture_features=[[features[slot] for slot in row] for row in slots],
+            picture_features=_by_row(picture_features, slots=slots),
             max_length=self.config.max_length,
             padding_side=padding_side,
             sample_ids=sample_ids,
         )
 
+    def picture_features(self, images: Tensor, images_aux: Tensor) -> Tensor:
+        """What stands in the sequence for S pictures, [S, N, H]: as the language model takes it, scaled like its own embeddings."""
+        # transformers 5 scales Gemma's embeddings in the embedding itself; the published MGM scaled the merged sequence, pictures and all.
+        scale = getattr(self.language_model.get_input_embeddings(), "embed_scale", 1.0)
+        scale = scale.to(_dtype_of(self.mm_projector)) if isinstance(scale, Tensor) else scale
+        return self.encode_images(images, images_aux) * scale
+
     def encode_images(self, images: Tensor, images_aux: Tensor) -> Tensor:
-        """Pictures to language model tokens, [S, N, H], before the language model's embedding scale."""
-        clip_SND = self.clip_features(images)
+        """Pictures to language model tokens, the whole's before the squares', [S, N, H]; before the language model's embedding scale."""
+        clip_SVPD = self.clip_features(images)
+        if self.config.num_views == 1:
+            clip_SVPD = clip_SVPD[:, None]
         at_once = self._pictures_at_once(images_aux)
-        found = [
-            self.lean.run("mining", self._mine, clip, *self.aux_stages(views))
-            for clip, views in zip(clip_SND.split(at_once), images_aux.split(at_once), strict=True)
+        looked = [
+            self._look(clip, self.aux_stages(aux))
+            for clip, aux in zip(clip_SVPD.split(at_once), images_aux.split(at_once), strict=True)
         ]
-        return cast(Tensor, self.mm_projector(clip_SND + torch.cat(found)))
+        return cast(Tensor, self.mm_projector(torch.cat(looked)))
 
     def clip_features(self, images: Tensor) -> Tensor:
-        """CLIP's patches of `hidden_states[select_layer]`, [S, N, D]; layers behind that one are not computed."""
+        """CLIP's patches of `hidden_states[select_layer]`, [S, V, P, D]; layers behind that one are not computed."""
         tower = self.vision_tower
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower)):
-            hidden = tower.pre_layrnorm(tower.embeddings(images.to(tower.dtype)))
+            hidden = tower.pre_layrnorm(tower.embeddings(images.flatten(end_dim=-4).to(tower.dtype)))
             for layer in tower.encoder.layers[: self.config.num_used_vision_layers]:
                 hidden = layer(hidden, None)
-        return cast(Tensor, hidden[:, 1:])
+        return cast(Tensor, hidden[:, 1:].unflatten(0, images.shape[:-3]))
 
     def aux_stages(self, images_aux: Tensor) -> list[Tensor]:
         """The pyramid's four stages, [S, C_i, h'/2^(i+2), w'/2^(i+2)]."""
@@ -200,34 +230,48 @@ class MGMForConditionalGeneration(PreTrainedModel):
         """The language model's head."""
         return cast(nn.Module, self.language_model.get_output_embeddings())
 
-    def _features_of(self, slots: list[int], *, images: Tensor | None, images_aux: Tensor | None) -> dict[int, Tensor]:
+    def _features_of(self, slots: list[int], *, images: Tensor | None, images_aux: Tensor | None) -> list[Tensor]:
         if not slots:
-            return {}
+            return []
         if images is None or images_aux is None or slots[-1] >= min(len(images), len(images_aux)):
             found = "none" if images is None or images_aux is None else f"{len(images)} and {len(images_aux)}"
             raise DataError(f"the rows need {slots[-1] + 1} picture slots, found {found} in images and images_aux")
-        scale = self._embedding_scale()
-        features = self.encode_images(images[slots], images_aux[slots]) * scale
-        return dict(zip(slots, features, strict=True))
+        if images.shape[1:] != self.config.images_shape:
+            raise DataError(
+                f"a picture in images must be {list(self.config.images_shape)} (image_grid {self.config.image_grid}, image_global"
+                f" {self.config.image_global}), found {list(images.shape[1:])}: was it made with this checkpoint's processor?"
+            )
+        return list(self.picture_features(images[slots], images_aux[slots]))
 
-    def _embedding_scale(self) -> Tensor | float:
-        # transformers 5 scales Gemma's embeddings in the embedding itself; the published MGM scaled the merged sequence, pictures and all.
-        scale = getattr(self.language_model.get_input_embeddings(), "embed_scale", 1.0)
-        return scale.to(_dtype_of(self.mm_projector)) if isinstance(scale, Tensor) else scale
+    def _look(self, clip_SVPD: Tensor, stages: list[Tensor]) -> Tensor:
+        """What CLIP sees in each view with what its patches find in high resolution, [S, V * P, D]; one view's pyramid is joined at a time."""
+        seen = [
+            clip_SVPD[:, number] + self.lean.run("mining", partial(self._mine, square), clip_SVPD[:, number], *stages)
+            for number, square in self._views()
+        ]
+        return torch.cat(seen, dim=1)
 
-    def _mine(self, clip_SND: Tensor, *stages: Tensor) -> Tensor:
+    def _views(self) -> Iterator[tuple[int, Square | None]]:
+        """The views' numbers in `images`, in the order of their tokens: the whole comes last there and first here."""
+        grid = squares(self.config.image_grid)
+        if self.config.image_global:
+            yield len(grid), None
+        yield from enumerate(grid)
+
+    def _mine(self, square: Square | None, clip_SPD: Tensor, *stages: Tensor) -> Tensor:
+        grid = self.config.image_grid
         return mine_patch_info(
-            clip_SND,
-            join_stages(stages),
+            clip_SPD,
+            join_whole(stages, grid=grid) if square is None else join_square(stages, square=square, grid=grid),
             query_projector=self.vlm_uni_query_projector,
             aux_projector=self.vlm_uni_aux_projector,
             val_projector=self.vlm_uni_val_projector,
         )
 
     def _pictures_at_once(self, images_aux: Tensor) -> int:
-        """Pictures whose joined pyramid exists at once: 108,380,160 numbers each in MGM-2B, so one at a time there."""
-        height, width = images_aux.shape[-2:]
-        numbers = int(sum(self.config.aux_config.dims)) * (height // 4) * (width // 4)
+        """Pictures of which a view's joined pyramid exists at once: 106,168,320 numbers each in MGM-2B, so one at a time there."""
+        height, width = (side // (4 * self.config.image_grid) for side in images_aux.shape[-2:])
+        numbers = int(sum(self.config.aux_config.dims)) * height * width
         return max(1, _JOINED_BYTES // (numbers * _dtype_of(self.vision_tower_aux).itemsize))
 
     def _text_body(self, merged: MergedSequence) -> Tensor:
@@ -240,6 +284,14 @@ class MGMForConditionalGeneration(PreTrainedModel):
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
+
+
+def _by_row(features: Sequence[Tensor], *, slots: list[list[int]]) -> list[list[Tensor]]:
+    num_places = sum(len(row) for row in slots)
+    if len(features) != num_places:
+        raise DataError(f"the rows have {num_places} places for pictures, found the features of {len(features)}")
+    rest = iter(features)
+    return [[next(rest) for _ in row] for row in slots]
 
 
 def _trains(module: nn.Module) -> bool:

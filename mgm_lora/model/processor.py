@@ -5,6 +5,7 @@ data set.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from transformers import AutoTokenizer
 from mgm_lora.errors import CheckpointError
 from mgm_lora.model.checkpoint import read_config, resolve_checkpoint
 from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.markers import pictures_per_message, show_pictures
 from mgm_lora.model.pictures import Pixels, picture_pixels
+from mgm_lora.model.published_towers import TowerPlaces
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
 from mgm_lora.model.template import (
     PICTURE_MARKER,
@@ -48,10 +51,12 @@ class MGMProcessor:
         self.template = find_template(config.conversation)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, towers: TowerPlaces | None = None
+    ) -> Self:
         """Of a folder or hub id; raises CheckpointError where it has no tokenizer or one without the template's tokens."""
         folder = resolve_checkpoint(name, revision=revision)
-        config = read_config(folder)  # given, so that transformers doesn't guess a model type and warn
+        config = read_config(folder, towers=towers)  # given, so that transformers doesn't guess a model type and warn
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
         except (OSError, ValueError) as error:
@@ -77,18 +82,31 @@ class MGMProcessor:
         ends = [self.tokenizer.convert_tokens_to_ids(token) for token in self.template.stop_tokens]
         return list(dict.fromkeys([*ends, self.tokenizer.eos_token_id]))
 
-    def encode_sample(self, turns: Sequence[tuple[str, str]]) -> EncodedText:
-        """A whole conversation; learned are the answers with what ends them."""
-        return self._encode(conversation_pieces(turns, template=self.template))
+    def encode_sample(self, turns: Sequence[tuple[str, str]], *, num_pictures: int | None = None) -> EncodedText:
+        """A whole conversation; learned are the answers with what ends them.
 
-    def encode_prompt(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """A conversation that ends with a question, up to where the answer begins."""
-        return self._encode(question_pieces(turns, template=self.template)).input_ids
+        Args:
+            turns: (role, text) with `<image>` in questions where pictures are.
+            num_pictures: of the sample; none: one in each message with markers, as published.
+
+        Raises:
+            DataError: the turns don't alternate, or the markers can't stand for so many pictures.
+        """
+        return self._encode(conversation_pieces(turns, template=self.template), turns=turns, num_pictures=num_pictures)
+
+    def encode_prompt(self, turns: Sequence[tuple[str, str]], *, num_pictures: int | None = None) -> list[int]:
+        """A conversation that ends with a question, up to where the answer begins; arguments and errors as of `encode_sample`."""
+        return self._encode(
+            question_pieces(turns, template=self.template), turns=turns, num_pictures=num_pictures
+        ).input_ids
 
     def num_tokens(self, encoded: EncodedText) -> int:
         """Length in the sequence, picture tokens included."""
-        num_pictures = encoded.input_ids.count(PICTURE_TOKEN)
-        return len(encoded.input_ids) + num_pictures * (self.num_picture_tokens - 1)
+        return self.num_positions(encoded.input_ids)
+
+    def num_positions(self, input_ids: Sequence[int]) -> int:
+        """Length of a prompt in the sequence, picture tokens included."""
+        return len(input_ids) + input_ids.count(PICTURE_TOKEN) * (self.num_picture_tokens - 1)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """An answer's text, without special tokens."""
@@ -101,6 +119,8 @@ class MGMProcessor:
             image_size=self.config.vision_config.image_size,
             image_size_aux=self.config.image_size_aux,
             aspect_ratio=self.config.image_aspect_ratio,
+            image_grid=self.config.image_grid,
+            image_global=self.config.image_global,
         )
 
     def save_pretrained(self, folder: Path) -> None:
@@ -109,23 +129,27 @@ class MGMProcessor:
         if getattr(self.tokenizer, "legacy", False):
             _keep_legacy(folder)
 
-    def _encode(self, pieces: Sequence[Piece]) -> EncodedText:
+    def _encode(
+        self, pieces: Sequence[Piece], *, turns: Sequence[tuple[str, str]], num_pictures: int | None
+    ) -> EncodedText:
+        pieces = show_pictures(pieces, counts=pictures_per_message(turns, num_pictures=num_pictures))
         text = "".join(piece.text for piece in pieces)
         learned = [piece.learned for piece in pieces for _ in piece.text]
+        markers = [found.start() for found in re.finditer(PICTURE_MARKER, text)]
+        pictures = [place for place in markers if not learned[place]]  # in an answer it is but text
         input_ids = [int(self.tokenizer.bos_token_id)] if self.template.begins_with_bos else []
         labels = [IGNORE_INDEX] * len(input_ids)
         start = 0
-        for number, chunk in enumerate(text.split(PICTURE_MARKER)):
-            if number:
-                input_ids.append(PICTURE_TOKEN)
-                labels.append(IGNORE_INDEX)
-                start += len(PICTURE_MARKER)
-            encoded = self.tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
+        for end in [*pictures, len(text)]:
+            encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
             for token_id, (begin, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
                 input_ids.append(token_id)
                 # A token that begins before the answer does is part of the prompt.
                 labels.append(token_id if learned[start + begin] else IGNORE_INDEX)
-            start += len(chunk)
+            if end < len(text):
+                input_ids.append(PICTURE_TOKEN)
+                labels.append(IGNORE_INDEX)
+            start = end + len(PICTURE_MARKER)
         return EncodedText(input_ids=input_ids, labels=labels)
 
 

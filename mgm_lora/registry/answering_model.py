@@ -45,7 +45,7 @@ class AnsweringModel(PythonModel):
         base = _find_base(context.model_config["base"])
         folder = Path(context.artifacts[ADAPTER_ARTIFACT])
         self._model = load_adapter(base.load(), folder=folder, base_digest=base.digest)
-        self._processor = MGMProcessor.from_pretrained(base.folder)
+        self._processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -15,7 +15,7 @@ from mgm_lora.stages.models import load_arm
 def run(settings: Settings, *, arm: str) -> Scores:
     """Writes artifacts/scores/<arm> and metrics/<arm>-scores.json."""
     base = find_base(settings.base)
-    processor = MGMProcessor.from_pretrained(base.folder)
+    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
     model, parents = load_arm(arm, base=base)
     predictions = []
     for set_name, samples in read_table(paths.SAMPLES).items():

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+DATA = Path("data")
+REPORTS = Path("reports")
 SAMPLES = Path("artifacts/samples")
 PLANS = Path("artifacts/plans")
 TRAINED = Path("artifacts/trained")

@@ -1,19 +1,17 @@
 """The stage `plan`: one arm's memory plan, from the settings, the base's configuration and the samples' sizes. No weight is read."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-from mgm_lora.artifacts import digest_file, digest_folder
+from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import read_samples
-from mgm_lora.memory.plan import GIB, MemoryPlan, describe_knobs, read_plan
+from mgm_lora.memory.plan import MemoryPlan, describe_knobs, read_plan, size_text
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm
 from mgm_lora.memory.table import as_table, draw_all, trace_all
-from mgm_lora.model.base import DTYPES
-from mgm_lora.model.checkpoint import CONFIG_NAME, resolve_checkpoint
-from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.base import DTYPES, tower_places
+from mgm_lora.model.checkpoint import digest_config, read_config, resolve_checkpoint
 from mgm_lora.settings import MemorySettings, Settings
 from mgm_lora.stages import paths
 
@@ -48,18 +46,19 @@ def show_all(settings: Settings, *, budget_gib: float | None) -> None:
 
 def planned(settings: Settings, *, arm: str, folder: Path | None = None) -> MemoryPlan:
     """The plan that the stage left, or that of a folder; raises PlanError where it is of other settings, data or another base."""
-    return read_plan(folder or paths.PLANS / arm, made_for=request_of(settings, arm=arm).digest)
+    made_for = request_of(settings, arm=arm).digest
+    return read_plan(folder or paths.PLANS / arm, made_for=made_for, memory=settings.memory)
 
 
 def request_of(settings: Settings, *, arm: str) -> PlanRequest:
     """What an arm's plan follows from."""
     folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    config: Any = MGMConfig.from_pretrained(folder)
+    towers = tower_places(settings.base)
     return PlanRequest(
         arm_name=arm,
         arm=settings.lora if arm == "lora" else settings.full,
-        config=config,
-        base_digest=digest_file(folder / CONFIG_NAME),
+        config=read_config(folder, towers=towers),
+        base_digest=digest_config(folder, towers=towers),
         dtype=DTYPES[settings.base.dtype],
         memory=settings.memory,
         training=settings.training,
@@ -72,11 +71,11 @@ def request_of(settings: Settings, *, arm: str) -> PlanRequest:
 def describe(plan: MemoryPlan) -> str:
     """What was chosen and what it holds, for a terminal."""
     lines = [
-        f"{plan.arm}: {plan.total_bytes / GIB:.2f} GiB of {plan.memory.budget_gib:g} with margins,"
-        f" {plan.peak_bytes / GIB:.3f} of the step's own, rows of {plan.shape.length} tokens",
+        f"{plan.arm}: {size_text(plan.total_bytes)} of {plan.memory.budget_gib:g} GiB with margins,"
+        f" {size_text(plan.peak_bytes)} of the step's own, rows of {plan.shape.length} tokens",
         f"  {describe_knobs(plan.knobs)}",
     ]
-    return "\n".join([*lines, *(f"  {size / GIB:8.3f} GiB  {part}" for part, size in plan.parts.items())])
+    return "\n".join([*lines, *(f"  {size_text(size):>10}  {part}" for part, size in plan.parts.items())])
 
 
 def _with_budget(settings: Settings, budget_gib: float) -> Settings:

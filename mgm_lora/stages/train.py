@@ -15,7 +15,7 @@ from mgm_lora.data.table import read_samples
 from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
 from mgm_lora.memory.knobs import StepKnobs
-from mgm_lora.memory.plan import GIB, MemoryPlan, describe_knobs, write_plan
+from mgm_lora.memory.plan import GIB, MemoryPlan, allowed_bytes, describe_knobs, write_plan
 from mgm_lora.memory.search import smaller_plan
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.model.processor import MGMProcessor
@@ -81,7 +81,7 @@ def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
 
 def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
-    processor = MGMProcessor.from_pretrained(base.folder)
+    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
     sections = _sections(settings, arm)
     parents = {"samples": digest_folder(paths.SAMPLES)}
     data = _data(settings, processor=processor)
@@ -187,7 +187,7 @@ def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -
         shape=plan.shape,
         config=trainable.mgm.config,
         planned_bytes=plan.peak_bytes,
-        allowed_bytes=plan.allowed_bytes,
+        allowed_bytes=allowed_bytes(settings.memory),
         budget_gib=settings.memory.budget_gib,
     )
 

@@ -6,8 +6,10 @@ from mgm_lora.artifacts import new_file, write_json
 from mgm_lora.data.judgement import ValidationSummary
 from mgm_lora.data.tokens import TokenCounts
 from mgm_lora.data.validation import validate
-from mgm_lora.errors import DataError
+from mgm_lora.errors import DataError, SettingsError
+from mgm_lora.model.base import tower_places
 from mgm_lora.model.checkpoint import resolve_checkpoint
+from mgm_lora.model.markers import count_markers
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
 from mgm_lora.settings import Settings
@@ -17,7 +19,8 @@ from mgm_lora.stages import paths
 def run(settings: Settings) -> ValidationSummary:
     """Writes artifacts/samples, reports/validation and metrics/validate.json."""
     folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    processor = MGMProcessor.from_pretrained(folder)
+    processor = MGMProcessor.from_pretrained(folder, towers=tower_places(settings.base))
+    _check_limit(settings.data.max_length, processor=processor)
     summary = validate(
         settings.data,
         validation=settings.validation,
@@ -31,9 +34,9 @@ def run(settings: Settings) -> ValidationSummary:
 
 
 def measure(turns: Sequence[tuple[str, str]], *, processor: MGMProcessor, max_length: int) -> TokenCounts:
-    """What a conversation costs in the language model's sequence."""
+    """What a conversation with a marker per picture costs in the language model's sequence."""
     try:
-        encoded = processor.encode_sample(turns)
+        encoded = processor.encode_sample(turns, num_pictures=count_markers(turns))
     except DataError as error:
         return TokenCounts(num_tokens=0, num_labels=0, num_labels_kept=0, problem=str(error))
     position, kept = 0, 0
@@ -43,3 +46,12 @@ def measure(turns: Sequence[tuple[str, str]], *, processor: MGMProcessor, max_le
     num_labels = sum(label != IGNORE_INDEX for label in encoded.labels)
     problem = "" if num_labels else "no token of it would be learned"
     return TokenCounts(num_tokens=position, num_labels=num_labels, num_labels_kept=kept, problem=problem)
+
+
+def _check_limit(max_length: int, *, processor: MGMProcessor) -> None:
+    most, per_picture = processor.config.max_length, processor.num_picture_tokens
+    if max_length > most:
+        raise SettingsError(
+            f"data.max_length is {max_length}, but the base cuts every sequence at {most} (max_length in its config.json; a picture takes"
+            f" {per_picture} tokens): lower the one, or raise the other where the language model takes longer sequences"
+        )

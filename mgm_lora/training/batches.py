@@ -50,7 +50,11 @@ class ConversationDataset(Dataset[EncodedRow]):
 
     def __init__(self, rows: Sequence[ConversationRow], *, processor: MGMProcessor, pictures: Path) -> None:
         self._rows = [
-            (processor.encode_sample(row.turns), tuple(pictures / name for name in row.pictures)) for row in rows
+            (
+                processor.encode_sample(row.turns, num_pictures=len(row.pictures)),
+                tuple(pictures / name for name in row.pictures),
+            )
+            for row in rows
         ]
         self.sizes = [RowSize(processor.num_tokens(text), len(paths)) for text, paths in self._rows]
         """Of each row, in order."""

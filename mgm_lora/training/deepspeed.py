@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -58,6 +59,8 @@ def check_deepspeed(trainable: TrainableModel, *, training: TrainingSettings, kn
             f"engine deepspeed under precision bfloat16 would round {len(frozen)} frozen float32 weights for good, first {frozen[0]}:"
             " set base.dtype to bfloat16, or training.precision to float32, or engine to torch"
         )
+    if num_ranks > 1 and not torch.cuda.is_available():
+        _build_shared_memory()
     if knobs.offload_optimizer:
         _build_cpu_adam()
 
@@ -209,12 +212,33 @@ def _build_cpu_adam() -> None:
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     try:
-        CPUAdamBuilder().load(verbose=False)  # built once, kept in torch's extensions folder
+        _build(CPUAdamBuilder())
     except Exception as error:  # a missing compiler shows in many ways
         raise SettingsError(
             f"offload_optimizer needs DeepSpeed's CPU Adam, which could not be built here ({str(error).strip().splitlines()[0]}):"
             " install a C++ compiler and ninja (`apt-get install g++ ninja-build`), or set step.offload_optimizer to false"
         ) from error
+
+
+def _build_shared_memory() -> None:
+    """What ranks on a CPU talk by; where it can't be built, they talk by gloo."""
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    builder = ShareMemCommBuilder()
+    if builder.is_compatible(verbose=False):
+        _build(builder)
+
+
+def _build(builder: Any) -> None:
+    """Builds a kernel once; it is kept in torch's extensions folder."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    if not any(folder.glob("*.so")):
+        logger.info("building DeepSpeed's %s into '%s' (a minute or two)", builder.name, folder)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # ends with its process, as torch's own does not
+        (folder / "lock").unlink(missing_ok=True)  # of a build that was killed: torch would wait for it forever
+        builder.load(verbose=False)
 
 
 def _catch_up_(optimizer: Any) -> None:

@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerCallback
 from mgm_lora.artifacts import new_file, write_json
 from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.memory.counting import LiveBytes
-from mgm_lora.memory.plan import GIB
+from mgm_lora.memory.plan import size_text
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
 
@@ -116,9 +116,9 @@ def try_worst_batch(trainer: Trainer, worst: WorstBatch) -> FirstStep:
         raise DoesNotFitError(_explain(worst, measured=measured))
     result = FirstStep(int(measured), worst.planned_bytes, seconds=time.monotonic() - started)
     logger.info(
-        "the largest batch takes %.2f GiB of %.2f planned (%.2f GiB budget)",
-        result.measured_bytes / GIB,
-        result.planned_bytes / GIB,
+        "the largest batch takes %s, planned were %s (budget %g GiB)",
+        size_text(result.measured_bytes),
+        size_text(result.planned_bytes),
         worst.budget_gib,
     )
     return result
@@ -267,11 +267,11 @@ def _free(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _explain(worst: WorstBatch, *, measured: float) -> str:
-    taken = "ran out of memory" if math.isinf(measured) else f"took {measured / GIB:.3f} GiB"
+    taken = "ran out of memory" if math.isinf(measured) else f"took {size_text(measured)}"
     shape = worst.shape
     return (
         f"one step on the largest batch of the data ({shape.num_rows} rows of {shape.length} tokens, {shape.num_labels} labels,"
-        f" {shape.num_pictures} pictures) {taken}: planned were {worst.planned_bytes / GIB:.3f} GiB, and it may take"
-        f" {worst.allowed_bytes / GIB:.3f} of the budget's {worst.budget_gib:g} GiB. Set memory.step_down to true to take the next"
+        f" {shape.num_pictures} pictures) {taken}: planned were {size_text(worst.planned_bytes)}, and it may take"
+        f" {size_text(worst.allowed_bytes)} of the budget's {worst.budget_gib:g} GiB. Set memory.step_down to true to take the next"
         " smaller plan by itself; or set a smaller step.micro_batch_size, more step.checkpointing, or a larger memory.overhead_share"
     )

@@ -100,6 +100,13 @@ def test_whole_weights_in_4_bit_are_told(tmp_path: Path) -> None:
         read_settings(write(tmp_path, full__step={"quantization": "nf4"}))
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "auto"])
+def test_point_in_full_over_4_bit_weights_is_told(tmp_path: Path, quantization: str) -> None:
+    changes = {"lora__language_mlp": {"mode": "full"}, "lora__step": {"quantization": quantization}}
+    with pytest.raises(SettingsError, match="language_mlp should be: set quantization to none"):
+        read_settings(write(tmp_path, **changes))
+
+
 def test_all_points_off_is_told(tmp_path: Path) -> None:
     off = {"mode": "off"}
     points = ("language_attention", "language_mlp", "vision_attention", "projector")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 from mgm_lora.data.checks import Check, checks_for
 from mgm_lora.data.columns import compute_columns, picture_names
 from mgm_lora.data.llava import read_conversations
-from mgm_lora.data.picture_scan import scan_pictures
-from mgm_lora.data.tokens import TokenCounts, measure_tokens
+from mgm_lora.data.picture_facts import FactStore
+from mgm_lora.data.picture_scan import scan_store
+from mgm_lora.data.tokens import TokenCounts
 from mgm_lora.data.validation import ValidationSummary, validate
 from mgm_lora.settings import DataSettings, ValidationSettings
 
@@ -99,6 +101,10 @@ class DataSet:
         picture.save(path, **options)
         return name
 
+    def animation(self, name: str) -> str:
+        frames = [Image.effect_noise((24, 16), 50 + 20 * number) for number in range(3)]
+        return self.picture_of(name, frames[0], save_all=True, append_images=frames[1:])
+
     def file(self, name: str, content: bytes) -> str:
         (self.pictures / name).write_bytes(content)
         return name
@@ -120,10 +126,11 @@ class DataSet:
         """The computed columns, without Great Expectations, which takes seconds."""
         data, validation = self.settings(), self.rules()
         paths = {"train": data.train, "heldout": data.heldout} | ({"known": data.known} if data.known else {})
-        files = {name: read_conversations(path) for name, path in paths.items()}
-        facts = scan_pictures(picture_names(files), folder=data.pictures, min_side=8, max_pixels=10_000, num_workers=2)
-        counts = measure_tokens(files, measure=count_words)
-        return compute_columns(files, facts=facts, counts=counts), checks_for(data, validation=validation)
+        files = {name: partial(read_conversations, path) for name, path in paths.items()}
+        facts = FactStore()
+        facts.add_names(picture_names(files))
+        scan_store(facts, folder=data.pictures, min_side=8, max_pixels=10_000, num_workers=2)
+        return compute_columns(files, facts=facts, measure=count_words), checks_for(data, validation=validation)
 
     def validate(self, **changes: Any) -> ValidationSummary:
         return validate(

@@ -10,7 +10,6 @@ from mgm_lora.data.judgement import find_failures, list_rejects, summarise
 
 SPOILT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "wrong_roles": (lambda data: data.sample("x", answer=" "), "turn 1 is an empty answer"),
-    "several_pictures": (lambda data: data.sample("x", ["0.png", "1.png"]), "2 pictures, but"),
     "wrong_picture_markers": (
         lambda data: data.sample("x", question="<image>"),
         "<image>: 1, pictures of the sample: 0",
@@ -19,6 +18,10 @@ SPOILT: dict[str, tuple[Callable[[Any], Any], str]] = {
     "wrong_picture_size": (
         lambda data: data.sample("x", data.picture("tiny.png", seed=9, size=(30, 7))),
         "'tiny.png': 30 x 7 pixels, allowed are sides from 8",
+    ),
+    "animated_picture": (
+        lambda data: data.sample("x", data.animation("a.gif")),
+        "'a.gif': several frames (GIF)",
     ),
     "broken_picture": (
         lambda data: data.sample("x", data.file("text.png", b"I am no picture")),
@@ -55,6 +58,24 @@ def test_a_check_names_the_sample_and_what_was_found(dataset: Any, name: str) ->
     (reject,) = list_rejects(tables, checks=checks).to_dict("records")
     assert (reject["file"], reject["position"], reject["id"], reject["checks"]) == ("train", 6, "x", name)
     assert told in reject["reasons"]
+
+
+def test_of_several_pictures_each_is_judged(dataset: Any) -> None:
+    two = "<image> <image> the same?"
+    dataset.train.append(dataset.sample("fine", ["0.png", "1.png"], question=two))
+    dataset.train.append(dataset.sample("gone", ["0.png", "nowhere.png"], question=two))
+    dataset.train.append(dataset.sample("leak", ["0.png", dataset.picture("leak.png", seed=101)], question=two))
+    tables, checks = dataset.tables()
+    rejects = list_rejects(tables, checks=checks)
+    assert list(rejects["id"]) == ["gone", "leak"]
+    assert rejects["reasons"][0] == "'nowhere.png': no such file in the pictures folder"
+    assert rejects["reasons"][1] == "'leak.png' has the same pixels as 'h1.png' of heldout"
+
+
+def test_an_id_that_comes_twice_in_one_file_is_told(dataset: Any) -> None:
+    dataset.train += [dataset.sample("again"), dataset.sample("once"), dataset.sample("again")]
+    tables, checks = dataset.tables()
+    assert list(list_rejects(tables, checks=checks)["position"]) == [6, 8]
 
 
 def test_a_sound_data_set_has_no_rejects(dataset: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mgm_lora.data.llava import Turn, read_conversations
+from mgm_lora.data.llava import Conversation, Turn, read_conversations
 from mgm_lora.errors import DataError
 
 GOOD: dict[str, Any] = {
@@ -24,8 +24,12 @@ def _write(folder: Path, entries: object) -> Path:
     return path
 
 
+def _read(path: Path) -> list[Conversation]:
+    return list(read_conversations(path))
+
+
 def test_reads_a_sample(tmp_path: Path) -> None:
-    (read,) = read_conversations(_write(tmp_path, [GOOD | {"question_type": "shape", "model": "not read here"}]))
+    (read,) = _read(_write(tmp_path, [GOOD | {"question_type": "shape", "model": "not read here"}]))
     assert read.id == "7"
     assert read.pictures == ("a/b.png",)
     assert read.turns == (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."))
@@ -37,29 +41,29 @@ def test_reads_a_sample(tmp_path: Path) -> None:
     [("a.png", ("a.png",)), (["a.png"], ("a.png",)), (["a.png", "b.png"], ("a.png", "b.png")), (None, ()), ([], ())],
 )
 def test_image_is_a_name_a_list_or_nothing(tmp_path: Path, image: object, pictures: tuple[str, ...]) -> None:
-    assert read_conversations(_write(tmp_path, [GOOD | {"image": image}]))[0].pictures == pictures
+    assert _read(_write(tmp_path, [GOOD | {"image": image}]))[0].pictures == pictures
 
 
 def test_image_can_be_absent(tmp_path: Path) -> None:
     without = {key: value for key, value in GOOD.items() if key != "image"}
-    (read,) = read_conversations(_write(tmp_path, [without]))
+    (read,) = _read(_write(tmp_path, [without]))
     assert read.pictures == ()
     assert read.question_type == ""
 
 
 def test_id_can_be_a_number(tmp_path: Path) -> None:
-    assert read_conversations(_write(tmp_path, [GOOD | {"id": 12}]))[0].id == "12"
+    assert _read(_write(tmp_path, [GOOD | {"id": 12}]))[0].id == "12"
 
 
 def test_order_is_the_files(tmp_path: Path) -> None:
-    read = read_conversations(_write(tmp_path, [GOOD | {"id": number} for number in (3, 1, 2)]))
+    read = _read(_write(tmp_path, [GOOD | {"id": number} for number in (3, 1, 2)]))
     assert [one.id for one in read] == ["3", "1", "2"]
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     path = tmp_path / "samples.json"
     path.write_text(json.dumps([GOOD]), encoding="utf-8-sig")
-    assert len(read_conversations(path)) == 1
+    assert len(_read(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 )
 def test_an_entry_of_another_form_is_named_with_its_place(tmp_path: Path, entry: object, told: str) -> None:
     with pytest.raises(DataError) as caught:
-        read_conversations(_write(tmp_path, [GOOD, entry]))
+        _read(_write(tmp_path, [GOOD, entry]))
     message = str(caught.value)
     assert told in message
     assert "sample 1" in message
@@ -101,7 +105,7 @@ def test_an_entry_of_another_form_is_named_with_its_place(tmp_path: Path, entry:
 
 def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read_conversations(_write(tmp_path, list(range(50))))
+        _read(_write(tmp_path, list(range(50))))
     message = str(caught.value)
     assert "has 50 problems" in message
     assert "sample 19:" in message
@@ -125,7 +129,7 @@ def test_a_file_that_is_no_list_of_samples(tmp_path: Path, content: bytes, told:
     path = tmp_path / "samples.json"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_conversations(path)
+        _read(path)
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -134,4 +138,4 @@ def test_a_file_that_is_no_list_of_samples(tmp_path: Path, content: bytes, told:
 def test_a_missing_file(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "samples.json")
     with pytest.raises(DataError, match=r"can't read .*samples\.json.*dvc pull"):
-        read_conversations(tmp_path / "samples.json")
+        _read(tmp_path / "samples.json")

@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgm_lora.data.picture_scan import PictureFacts, scan_pictures
+from mgm_lora.data.picture_facts import FactStore, PictureFacts
+from mgm_lora.data.picture_scan import scan_store
 from mgm_lora.data.structure import FINE
 
 
 def _scan(folder: Path, *names: str, max_pixels: int = 10_000, num_workers: int = 2) -> list[PictureFacts]:
-    facts = scan_pictures(names, folder=folder, min_side=8, max_pixels=max_pixels, num_workers=num_workers)
+    facts = _store(folder, *names, max_pixels=max_pixels, num_workers=num_workers)
     return [facts[name] for name in names]
+
+
+def _store(folder: Path, *names: str, max_pixels: int = 10_000, num_workers: int = 2) -> FactStore:
+    facts = FactStore()
+    facts.add_names(names)
+    scan_store(facts, folder=folder, min_side=8, max_pixels=max_pixels, num_workers=num_workers)
+    return facts
 
 
 def _noise(width: int = 24, height: int = 16, *, seed: int = 0) -> Image.Image:
@@ -41,8 +49,9 @@ def test_the_digest_is_of_pixels_not_of_bytes(tmp_path: Path) -> None:
     _noise(seed=1).save(tmp_path / "b.bmp")
     _noise(seed=2).save(tmp_path / "c.png")
     a, b, c = _scan(tmp_path, "a.png", "b.bmp", "c.png")
-    assert a.sha256 == b.sha256
-    assert a.sha256 != c.sha256
+    assert a.pixels == b.pixels
+    assert a.pixels != c.pixels
+    assert a.sha256 != b.sha256
 
 
 def test_the_digest_knows_the_shape(tmp_path: Path) -> None:
@@ -50,7 +59,7 @@ def test_the_digest_knows_the_shape(tmp_path: Path) -> None:
     Image.fromarray(pixels.reshape(16, 24, 3)).save(tmp_path / "wide.png")
     Image.fromarray(pixels.reshape(24, 16, 3)).save(tmp_path / "high.png")
     wide, high = _scan(tmp_path, "wide.png", "high.png")
-    assert wide.sha256 != high.sha256
+    assert wide.pixels != high.pixels
 
 
 def test_exif_turns_a_picture_as_the_model_sees_it(tmp_path: Path) -> None:
@@ -60,7 +69,7 @@ def test_exif_turns_a_picture_as_the_model_sees_it(tmp_path: Path) -> None:
     _noise(24, 16).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "straight.png")
     turned, straight = _scan(tmp_path, "turned.png", "straight.png")
     assert (turned.width, turned.height) == (16, 24)
-    assert turned.sha256 == straight.sha256
+    assert turned.pixels == straight.pixels
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "folder", "a" * 300 + ".png", "null\0byte.png"])
@@ -154,6 +163,47 @@ def test_any_number_of_workers_finds_the_same_and_each_name_is_looked_at_once(tm
     for number in range(20):
         _noise(seed=number).save(tmp_path / f"{number}.png")
     names = [f"{number % 20}.png" for number in range(60)]
-    facts = scan_pictures(names, folder=tmp_path, min_side=8, max_pixels=10_000, num_workers=num_workers)
+    facts = _store(tmp_path, *names, num_workers=num_workers)
     assert list(facts) == names[:20]
-    assert len({fact.sha256 for fact in facts.values()}) == 20
+    assert len({fact.sha256 for fact in facts.values()}) == len({fact.pixels for fact in facts.values()}) == 20
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tiff"])
+def test_what_moves_is_told(tmp_path: Path, name: str) -> None:
+    _noise(seed=1).save(tmp_path / name, save_all=True, append_images=[_noise(seed=2), _noise(seed=3)])
+    _noise(seed=1).save(tmp_path / f"still-{name}")
+    moving, still = _scan(tmp_path, name, f"still-{name}")
+    assert "of which a model would see the first alone" in str(moving.animated)
+    assert still.animated == FINE
+    assert moving.broken == FINE  # so that it can be taken, with a warning
+
+
+def test_a_phones_preview_is_no_second_frame(tmp_path: Path) -> None:
+    _noise(seed=1).save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[_noise(seed=2)])
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert picture.format == "MPO"
+        assert picture.is_animated
+    (facts,) = _scan(tmp_path, "a.jpg")
+    assert (facts.animated, facts.broken) == (FINE, FINE)
+
+
+def test_pixels_between_the_points_that_are_looked_at_tell_two_pictures_apart(tmp_path: Path) -> None:
+    one = _noise(640, 480, seed=1)
+    other = one.copy()
+    other.putpixel((1, 1), (0, 0, 0))
+    one.save(tmp_path / "one.png")
+    other.save(tmp_path / "other.png")
+    one.save(tmp_path / "copy.bmp")
+    (tmp_path / "same.png").write_bytes((tmp_path / "one.png").read_bytes())
+    names = ("one.png", "other.png", "copy.bmp", "same.png")
+    first, second, third, fourth = _scan(tmp_path, *names, max_pixels=10**6)
+    assert first.pixels == third.pixels == fourth.pixels
+    assert first.pixels != second.pixels
+
+
+def test_a_picture_of_one_colour_but_for_a_pixel_is_not_blank(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (640, 480), (7, 8, 9))
+    picture.putpixel((1, 1), (9, 8, 7))
+    picture.save(tmp_path / "a.png")
+    (facts,) = _scan(tmp_path, "a.png", max_pixels=10**6)
+    assert facts.blank == FINE

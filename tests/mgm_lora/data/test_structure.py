@@ -1,7 +1,7 @@
 import pytest
 
 from mgm_lora.data.llava import Conversation, Turn
-from mgm_lora.data.structure import FINE, judge_structure
+from mgm_lora.data.structure import FINE, canonical_turns, judge_structure
 
 QUESTION, ANSWER = ("human", "What?"), ("gpt", "A cat.")
 
@@ -62,9 +62,26 @@ def test_markers_and_pictures_that_do_not_match(turns: list[tuple[str, str]], pi
     assert not structure.is_fine
 
 
-def test_several_pictures_are_the_only_finding() -> None:
-    structure = judge_structure(_conversation(("human", "<image> <image>"), ANSWER, pictures=2))
-    assert "2 pictures" in structure.several_pictures
-    assert structure.wrong_picture_markers is None
-    assert structure.wrong_roles == FINE
-    assert not structure.is_fine
+@pytest.mark.parametrize(
+    "question, pictures",
+    [("<image> <image> the same?", 2), ("<image> <image> <image> differ?", 3)],
+)
+def test_a_marker_for_each_of_several_pictures_is_fine(question: str, pictures: int) -> None:
+    conversation = _conversation(("human", question), ANSWER, pictures=pictures)
+    assert judge_structure(conversation).is_fine
+    assert canonical_turns(conversation) == conversation.turns
+
+
+def test_pictures_of_several_messages_are_fine() -> None:
+    turns = [("human", "<image> What?"), ANSWER, ("human", "<image> <image> And these?"), ANSWER]
+    assert judge_structure(_conversation(*turns, pictures=3)).is_fine
+
+
+def test_several_markers_of_one_picture_become_one() -> None:
+    conversation = _conversation(("human", "<image> and <image>\nthe same?"), ANSWER, pictures=1)
+    assert canonical_turns(conversation)[0].text == "<image> and \nthe same?"
+
+
+def test_pictures_that_match_neither_markers_nor_messages_are_told() -> None:
+    structure = judge_structure(_conversation(("human", "<image> <image> <image>"), ANSWER, pictures=2))
+    assert "<image>: 1, pictures of the sample: 2, <image> in all: 3" in structure.wrong_picture_markers

@@ -59,6 +59,17 @@ def test_a_sound_data_set_becomes_a_table(dataset: Any) -> None:
     assert not _left_over(dataset.folder)
 
 
+def test_samples_of_several_pictures_are_kept_with_all_of_them(dataset: Any) -> None:
+    dataset.train.append(dataset.sample("two", ["0.png", "1.png"], question="<image> <image> the same?"))
+    dataset.train.append(dataset.sample("one", "0.png", question="<image> <image> what?"))
+    dataset.validate()
+    *_, two, one = read_samples(dataset.table / "train.parquet")
+    assert two.pictures == ("0.png", "1.png")
+    assert two.picture_sha256 == tuple(digest_file(dataset.pictures / name) for name in two.pictures)
+    assert two.turns[0].text == "<image> <image> the same?"
+    assert one.turns[0].text == "<image>  what?"  # as many markers as pictures, for all that come after
+
+
 def test_rejects_are_out_of_the_table_and_in_the_rejects(dataset: Any) -> None:
     dataset.train.insert(1, dataset.sample("gone", "nowhere.png"))
     dataset.heldout.append(dataset.sample("blank", dataset.picture_of("b.png", Image.new("RGB", (9, 9)))))

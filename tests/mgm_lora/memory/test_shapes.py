@@ -42,6 +42,23 @@ def test_model_meets_exactly_the_shape(shape: BatchShape, tiny_config: MGMConfig
         assert torch.isfinite(model(**batch).loss)
 
 
+@pytest.mark.parametrize("grid, with_whole", [(2, False), (2, True), (3, True)])
+def test_model_meets_exactly_the_shape_in_high_definition(grid: int, with_whole: bool, tiny_config: MGMConfig) -> None:
+    changes = {"image_grid": grid, "image_global": with_whole, "image_size_aux": 32 * grid, "max_length": 512}
+    config = MGMConfig.from_dict(tiny_config.to_dict() | changes)
+    num_tokens = 16 * (grid**2 + with_whole)
+    longest = Size(2 * num_tokens + 20, 9, ("a", "b"))
+    shape = largest_batch([longest, Size(30, 7)], micro_batch_size=2, packed_to=None, config=config)
+    assert shape == BatchShape(2, 2 * num_tokens + 20, 16, 2)
+    batch = make_batch(shape, config=config, device="cpu", dtype=torch.float32)
+    assert batch["images"].shape == (2, grid**2 + with_whole, 3, 16, 16)
+    model = MGMForConditionalGeneration(config)
+    merged = model.merge_inputs(**batch)
+    assert merged.inputs_embeds.shape[:2] == (2, shape.length)
+    assert bool(merged.attention_mask.all())
+    assert torch.isfinite(model(**batch).loss)
+
+
 def test_shape_that_rows_cannot_hold_is_refused(tiny_config: MGMConfig) -> None:
     with pytest.raises(DataError, match="ask for longer rows"):
         make_batch(BatchShape(2, 20, 39, 2), config=tiny_config, device="cpu", dtype=torch.float32)

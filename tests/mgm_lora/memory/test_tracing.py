@@ -21,6 +21,7 @@ LANGUAGE = ("language_attention", "language_mlp")
 FOUR = (*LANGUAGE, "vision_attention", "projector")
 LEAN = ("language_model", "vision_tower", "mining")
 RECIPE = ("language_model", "projector", "mining")
+RECIPE_AND_TOWERS = (*RECIPE, "vision_tower", "vision_tower_aux")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Setting:
     accumulated: int = 1
     reduced: bool = False
     mining_in_full: bool = False
+    grid: int = 1
 
 
+HD_SHAPE = BatchShape(2, 200, 60, 3)
 SETTINGS = {
     "plain": Setting(),
     "rank 1": Setting(rank=1),
@@ -76,6 +79,11 @@ SETTINGS = {
     "full towers, checkpointed": Setting(
         parts=("vision_tower", "vision_tower_aux"), knobs={"checkpointing": (*LEAN, "vision_tower_aux")}
     ),
+    "high definition, all points": Setting(shape=HD_SHAPE, grid=2, points=(*FOUR, "mining"), reduced=True),
+    "high definition of nine squares": Setting(shape=BatchShape(1, 200, 30, 1), grid=3, knobs={"checkpointing": LEAN}),
+    "high definition, full towers, checkpointed": Setting(
+        shape=HD_SHAPE, grid=2, parts=RECIPE_AND_TOWERS, knobs={"checkpointing": (*LEAN, "vision_tower_aux")}
+    ),
 }
 
 
@@ -92,24 +100,34 @@ def both(
         if setting.parts:
             arm = FullSettings(learning_rate=1e-3, parts=setting.parts)
         rows = setting.shape.num_rows
+        config = _in_squares(small_config, grid=setting.grid)
         training = make_training(
             global_batch_size=rows * setting.accumulated, precision="bfloat16" if setting.reduced else "float32"
         )
         knobs = StepKnobs(**{"micro_batch_size": rows, "loss_chunk": 64, **setting.knobs})
         dtype = torch.bfloat16 if setting.reduced else torch.float32
         traced = trace_step(
-            small_config, dtype=dtype, arm=arm, knobs=knobs, shape=setting.shape, training=training, device="cpu"
+            config, dtype=dtype, arm=arm, knobs=knobs, shape=setting.shape, training=training, device="cpu"
         )
-        model = MGMForConditionalGeneration(small_config)
+        model = MGMForConditionalGeneration(config)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         if knobs.quantization == "nf4":
             quantize_language_model_(model)
         trainable = make_trainable_(model, arm=arm, knobs=knobs, training=training)
-        measured = measure_steps(trainable, config=small_config, knobs=knobs, shape=setting.shape, training=training)
+        measured = measure_steps(trainable, config=config, knobs=knobs, shape=setting.shape, training=training)
         return traced, measured
 
     return {name: run(setting) for name, setting in SETTINGS.items()}
+
+
+def _in_squares(config: MGMConfig, *, grid: int) -> MGMConfig:
+    if grid == 1:
+        return config
+    size_aux = grid * config.image_size_aux
+    return MGMConfig.from_dict(
+        config.to_dict() | {"image_grid": grid, "image_global": True, "image_size_aux": size_aux}
+    )
 
 
 @pytest.fixture(scope="module")

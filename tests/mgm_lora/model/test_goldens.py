@@ -1,4 +1,4 @@
-"""Ours against what the published MGM computed: every recorded tensor and gradient of the fixtures A and B."""
+"""Ours against what the published MGM computed: every recorded tensor and gradient of the fixtures A, B and C (high definition)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from mgm_lora.model.convnext import join_stages
 from mgm_lora.model.keys import to_ours, to_published
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.mining import mine_patch_info
+from mgm_lora.model.views import join_square, join_whole, squares
 
 from ...conftest import GOLDENS
 
@@ -26,7 +27,7 @@ class Golden:
     outputs: dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=["A", "B"])
+@pytest.fixture(scope="module", params=["A", "B", "C"])
 def golden(request: pytest.FixtureRequest, golden_config: Callable[[str], Any]) -> Golden:
     config, _ = golden_config(request.param)
     model = MGMForConditionalGeneration(config)
@@ -41,31 +42,39 @@ def golden(request: pytest.FixtureRequest, golden_config: Callable[[str], Any]) 
 def test_towers_agree_stage_by_stage(golden: Golden) -> None:
     model, outputs = golden.model, golden.outputs
     with torch.no_grad():
-        hidden = model.vision_tower(golden.inputs["images"], output_hidden_states=True).hidden_states
+        flat = _published_order(golden.inputs["images"], model=model)
+        hidden = model.vision_tower(flat, output_hidden_states=True).hidden_states
         stages = model.vision_tower_aux(golden.inputs["images_aux"])
         for number, states in enumerate(hidden):
             _assert_features(states, outputs[f"clip_hidden_states.{number}"])
         for number, stage in enumerate(stages[1:], start=1):
             _assert_features(stage, outputs[f"aux_stage.{number}"])
         _assert_features(join_stages(stages), outputs["aux_features"])
-        _assert_features(model.clip_features(golden.inputs["images"]), outputs["vision_tower_features"])
+        features = model.clip_features(golden.inputs["images"])
+        _assert_features(_published_order(features, model=model), outputs["vision_tower_features"])
     assert len(hidden) == sum(name.startswith("clip_hidden_states") for name in outputs)
 
 
 def test_mining_and_projector_agree(golden: Golden) -> None:
     model, outputs = golden.model, golden.outputs
+    grid = model.config.image_grid
     with torch.no_grad():
-        clip = model.clip_features(golden.inputs["images"])
-        found = mine_patch_info(
-            clip,
-            model.aux_features(golden.inputs["images_aux"]),
-            query_projector=model.vlm_uni_query_projector,
-            aux_projector=model.vlm_uni_aux_projector,
-            val_projector=model.vlm_uni_val_projector,
-        )
-        _assert_features(clip, outputs["resampler.local.query"])
+        clip = _published_order(model.clip_features(golden.inputs["images"]), model=model)
+        stages = model.aux_stages(golden.inputs["images_aux"])
+        joined = [join_square(stages, square=square, grid=grid) for square in squares(grid)]
+        local = torch.stack(joined, dim=1).flatten(0, 1)  # picture by picture, as recorded
+        _assert_features(clip[: len(local)], outputs["resampler.local.query"])
+        found = _mine(model, clip[: len(local)], local)
         _assert_features(found, outputs["resampler.local.embed_feat"])
-        _assert_features(clip + found, outputs["mm_projector_input"])
+        seen = (clip[: len(local)] + found).unflatten(0, (-1, grid**2)).flatten(1, 2)
+        if model.config.image_global:
+            whole = join_whole(stages, grid=grid)
+            _assert_features(whole, outputs["resampler.global.in_aux"])
+            _assert_features(clip[len(local) :], outputs["resampler.global.query"])
+            found = _mine(model, clip[len(local) :], whole)
+            _assert_features(found, outputs["resampler.global.embed_feat"])
+            seen = torch.cat([clip[len(local) :] + found, seen], dim=1)
+        _assert_features(seen, outputs["mm_projector_input"])
         _assert_features(
             model.encode_images(golden.inputs["images"], golden.inputs["images_aux"]), outputs["image_features"]
         )
@@ -171,6 +180,24 @@ def test_last_clip_layer_never_gets_a_gradient(golden: Golden) -> None:
         golden.model.vision_tower.requires_grad_(False)
         golden.model.zero_grad()
     assert used == [True] * (len(layers) - 1) + [False]
+
+
+def _published_order(by_picture: Tensor, *, model: MGMForConditionalGeneration) -> Tensor:
+    """The squares of all pictures, then the wholes of all."""
+    if model.config.num_views == 1:
+        return by_picture
+    num_squares = model.config.image_grid**2
+    return torch.cat([by_picture[:, :num_squares].flatten(0, 1), by_picture[:, num_squares:].flatten(0, 1)])
+
+
+def _mine(model: MGMForConditionalGeneration, clip: Tensor, aux: Tensor) -> Tensor:
+    return mine_patch_info(
+        clip,
+        aux,
+        query_projector=model.vlm_uni_query_projector,
+        aux_projector=model.vlm_uni_aux_projector,
+        val_projector=model.vlm_uni_val_projector,
+    )
 
 
 def _assert_features(ours: Tensor, recorded: Tensor) -> None:

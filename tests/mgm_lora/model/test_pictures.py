@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from mgm_lora.errors import PictureError
 from mgm_lora.model.pictures import MEAN, RESCALE, STD, open_picture, picture_pixels
@@ -17,8 +18,14 @@ from ...conftest import GOLDENS
 
 FOLDER = GOLDENS / "preprocess"
 RECORDED = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-SMALL = [case for case in RECORDED["cases"] if case["image_grid"] == 1 and case["file"] == "small.safetensors"]
+SMALL = [case for case in RECORDED["cases"] if case["file"] == "small.safetensors"]
 NAMES = sorted(RECORDED["image_names"])
+REAL = [
+    pytest.param(case, name, id=f"{case['case']}.{name}")
+    for case in RECORDED["cases"]
+    for name in NAMES
+    if f"{case['case']}.{name}" in RECORDED["stats"]
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,24 +37,70 @@ def test_small_sizes_agree(case: dict[str, Any], name: str) -> None:
         image_size=case["image_size_raw"],
         image_size_aux=case["image_size_aux"],
         aspect_ratio=case["image_aspect_ratio"],
+        image_grid=case["image_grid"],
+        image_global=case["image_global"],
     )
+    assert pixels.images.shape == recorded[f"{case['case']}.{name}.images"].shape
     assert (pixels.images - recorded[f"{case['case']}.{name}.images"]).abs().max() <= 1e-6
     assert torch.equal(pixels.images_aux, recorded[f"{case['case']}.{name}.images_aux"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_real_size_agrees(name: str) -> None:
-    recorded = np.load(FOLDER / "real_336_768.npz")
-    centres = load_file(FOLDER / "real_336_768_patches.safetensors")
-    picture = open_picture(FOLDER / "images" / f"{name}.png")
-    pixels = picture_pixels(picture, image_size=336, image_size_aux=768, aspect_ratio="pad")
+@pytest.mark.parametrize("case, name", REAL)
+def test_real_size_agrees(case: dict[str, Any], name: str) -> None:
+    recorded = np.load(FOLDER / case["file"])
+    centres = load_file(FOLDER / case["patches"])
+    pixels = picture_pixels(
+        open_picture(FOLDER / "images" / f"{name}.png"),
+        image_size=case["image_size_raw"],
+        image_size_aux=case["image_size_aux"],
+        aspect_ratio=case["image_aspect_ratio"],
+        image_grid=case["image_grid"],
+        image_global=case["image_global"],
+    )
     uint8 = recorded[f"{name}.images_aux_uint8_hwc"].astype(np.float64)
     aux = ((uint8 * RESCALE).astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
     assert torch.equal(pixels.images_aux, torch.from_numpy(aux).permute(2, 0, 1))
-    assert torch.equal(pixels.images_aux[:, 376:392, 376:392], centres[f"{name}.images_aux_float32_center"])
+    assert torch.equal(_centre(pixels.images_aux), centres[f"{name}.images_aux_float32_center"])
     # interpolation rounds as the machine's vector width has it
-    assert (pixels.images[:, 160:176, 160:176] - centres[f"{name}.images_float32_center"]).abs().max() <= 1e-6
+    assert (_centre(pixels.images) - centres[f"{name}.images_float32_center"]).abs().max() <= 1e-6
     assert (pixels.images - torch.from_numpy(recorded[f"{name}.images_float16"]).float()).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3])
+@pytest.mark.parametrize("with_whole", [False, True])
+def test_crops_are_squares_of_the_shrunk_picture_and_the_whole_is_shrunk_twice(grid: int, with_whole: bool) -> None:
+    size, size_aux = 12, 48 * grid
+    picture = Image.effect_noise((53, 40), 80).convert("RGB")
+    pixels = picture_pixels(
+        picture,
+        image_size=size,
+        image_size_aux=size_aux,
+        aspect_ratio="pad",
+        image_grid=grid,
+        image_global=with_whole,
+    )
+    shrunk = _bilinear(pixels.images_aux, size * grid)
+    expected = [shrunk[:, r * size :, c * size :][:, :size, :size] for r in range(grid) for c in range(grid)]
+    expected += [_bilinear(shrunk, size)] if with_whole else []
+    found = pixels.images if pixels.images.ndim == 4 else pixels.images[None]
+    assert pixels.images.ndim == (3 if len(expected) == 1 else 4)
+    assert (found - torch.stack(expected)).abs().max() <= 1e-5
+
+
+def _centre(pixels: Tensor) -> Tensor:
+    middle = pixels.shape[-1] // 2
+    return pixels[..., middle - 8 : middle + 8, middle - 8 : middle + 8]
+
+
+def _bilinear(pixels: Tensor, size: int) -> Tensor:
+    """Each new pixel from the four around its centre, by hand."""
+    scale = pixels.shape[-1] / size
+    places = np.clip((np.arange(size) + 0.5) * scale - 0.5, 0, None)
+    low = np.minimum(places.astype(int), pixels.shape[-1] - 1)
+    high = np.minimum(low + 1, pixels.shape[-1] - 1)
+    share = torch.from_numpy(places - low)
+    rows = pixels.double()[:, low] * (1 - share)[:, None] + pixels.double()[:, high] * share[:, None]
+    return rows[..., low] * (1 - share) + rows[..., high] * share
 
 
 def test_text_file_is_told_by_what_it_holds(tmp_path: Path) -> None:
@@ -83,3 +136,9 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     assert open_picture(path).size == (20, 40)
+
+
+def test_sixteen_bits_are_not_clipped_to_white(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert (np.asarray(open_picture(tmp_path / "a.png"))[..., 0] == values >> 8).all()

@@ -93,6 +93,21 @@ def test_picture_tokens_count_in_the_length(tiny_base: Path) -> None:
     assert processor.num_tokens(with_picture) == processor.num_tokens(without) + 17
 
 
+def test_every_picture_has_its_place_and_answers_have_none(tiny_base: Path) -> None:
+    processor = MGMProcessor.from_pretrained(tiny_base)
+    turns = (("human", "a <image> b <image>"), ("gpt", "<image>"), ("human", "c<image>"), ("gpt", "no"))
+    encoded = processor.encode_sample(turns, num_pictures=3)
+    letters = processor.tokenizer.convert_ids_to_tokens([max(token, 0) for token in encoded.input_ids])
+    places = [place for place, token in enumerate(encoded.input_ids) if token == PICTURE_TOKEN]
+    shown = "".join("@" if place in places else letter for place, letter in enumerate(letters))
+    user, end, model = "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n"
+    assert shown == (f"<bos>{user}@\n@\na  b{end}{model}<image>{end}<eos>{user}@\nc{end}{model}no{end}<eos>")
+    assert all(encoded.labels[place] == IGNORE_INDEX for place in places)
+    assert processor.decode([label for label in encoded.labels if label != IGNORE_INDEX]) == "<image>\nno"
+    assert processor.num_tokens(encoded) == len(encoded.input_ids) + 3 * 15
+    assert processor.encode_prompt(turns[:-1], num_pictures=3) == encoded.input_ids[: -len("no") - 3]
+
+
 def test_turns_out_of_order_are_refused() -> None:
     with pytest.raises(DataError, match="must alternate"):
         conversation_pieces((("human", "a"), ("human", "b")))

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgm_lora.errors import DataError
+from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.model.sequence import IGNORE_INDEX
+from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
 from mgm_lora.training.batches import BatchMaker, ConversationDataset, RowSize
 from mgm_lora.training.packing import join
 
@@ -72,6 +74,33 @@ def test_sizes_count_picture_tokens(rows: ConversationDataset) -> None:
         RowSize(len(texts[1].input_ids), 0),
         RowSize(len(texts[2].input_ids) + 30, 2),
     ]
+
+
+def test_message_with_several_pictures_shows_each(tiny_base: Path, make_picture: Callable[..., Path]) -> None:
+    processor = MGMProcessor.from_pretrained(tiny_base)
+    names = [make_picture(number).name for number in range(3)]
+    folder = make_picture(0).parent
+    turns = (("human", "is <image> like <image>?"), ("gpt", "no"))
+    made = ConversationDataset(
+        [Row(turns, (names[0], names[2])), Row(turns, (names[1],))], processor=processor, pictures=folder
+    )
+    several, collapsed = made[0][0].input_ids, made[1][0].input_ids
+    assert several.count(PICTURE_TOKEN) == 2
+    assert collapsed.count(PICTURE_TOKEN) == 1, "as published, where there is one picture"
+    batch = BatchMaker(processor)([made[0], made[1]])
+    assert batch["images"].shape[0] == 3
+    model = load_model(tiny_base, dtype=torch.float32)
+    merged = model.merge_inputs(**batch)
+    alone = [model.merge_inputs(**BatchMaker(processor)([made[row]])).inputs_embeds[0] for row in range(2)]
+    for row, embeds in enumerate(alone):
+        assert torch.allclose(merged.inputs_embeds[row, : len(embeds)], embeds, atol=1e-5)
+        assert merged.attention_mask[row].sum() == len(embeds) == made.sizes[row].num_tokens
+
+
+def test_rows_with_other_numbers_of_markers_than_pictures_are_told(tiny_base: Path) -> None:
+    row = Row((("human", "<image> what?"), ("gpt", "red")), ("a.png", "b.png"))
+    with pytest.raises(DataError, match=r"hold 1 <image>.*for 2 pictures"):
+        ConversationDataset([row], processor=MGMProcessor.from_pretrained(tiny_base), pictures=Path("."))
 
 
 def test_packed_rows_say_which_sample_a_position_is_of(rows: ConversationDataset, make_batch: BatchMaker) -> None:

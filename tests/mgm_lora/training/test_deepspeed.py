@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.cpp_extension import _get_build_directory
 
 from mgm_lora.artifacts import read_manifest
 from mgm_lora.errors import SettingsError
@@ -114,7 +115,9 @@ def alone(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     quantized["knobs"]["quantization"] = "nf4"
     torchs = [plain("float32"), plain("bfloat16"), plain("bfloat16", quantization="nf4")]
     write_walk(folder, base=tiny_base, cases=[*torchs, *cases, quantized])
-    subprocess.run([sys.executable, str(WALK), str(folder)], check=True, timeout=300, env=ENVIRONMENT)
+    subprocess.run(
+        [sys.executable, str(WALK), str(folder)], check=True, timeout=1500, env=ENVIRONMENT
+    )  # CPU Adam is built first
     return read_found(folder)
 
 
@@ -224,6 +227,15 @@ def test_machine_without_a_compiler_is_told_what_to_install(
     knobs = StepKnobs(micro_batch_size=2, engine="deepspeed", zero_stage=2, offload_optimizer=True)
     with pytest.raises(SettingsError, match=r"could not be built here .* install a C\+\+ compiler and ninja"):
         check_deepspeed(trainable, training=TRAINING, knobs=knobs)
+
+
+def test_lock_of_a_killed_build_holds_nobody_up(alone: dict[str, Any]) -> None:
+    assert "2o-bfloat16-lora" in alone  # so CPU Adam has been built
+    lock = Path(_get_build_directory("cpu_adam", verbose=False)) / "lock"  # type: ignore[no-untyped-call]
+    lock.touch()
+    code = "from mgm_lora.training.deepspeed import _build_cpu_adam; _build_cpu_adam()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=ENVIRONMENT)
+    assert not lock.exists()
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
