@@ -6,7 +6,7 @@ value that can only be judged against those (does a point match a module?) is ju
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -21,6 +21,7 @@ PartName = Literal["language_model", "vision_tower", "vision_tower_aux", "projec
 CheckpointedPart = Literal["language_model", "vision_tower", "vision_tower_aux", "mining"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 Auto = Literal["auto"]
+ConversationName = Literal["gemma", "vicuna_v1", "llama_2", "llama_3", "mixtral", "chatml"]
 RelativePath = Annotated[Path, Field(strict=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -65,6 +66,21 @@ class BaseSettings(Section):
     """Where its OpenCLIP ConvNeXt lies, likewise."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Precision of the frozen weights in memory."""
+    conversation: ConversationName | None = None
+    """The template that it was trained with; none: as its config.json says."""
+    image_grid: int | None = Field(default=None, ge=1)
+    """Squares along a side of a picture, each seen by CLIP on its own; none: as its config.json says, and so below."""
+    image_global: bool | None = None
+    """Whether CLIP sees the whole picture beside its squares."""
+    image_size_aux: int | None = Field(default=None, ge=1)
+    """Side of the high-resolution view, in pixels."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens after which it cuts a sequence."""
+
+    def changes(self) -> dict[str, Any]:
+        """What is not to be as its config.json says."""
+        names = ("conversation", "image_grid", "image_global", "image_size_aux", "max_length")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 class DataSettings(Section):

@@ -1,4 +1,4 @@
-"""Commands beside the pipeline: what is done before it (import, convert) and after it (ask).
+"""Commands beside the pipeline: what is done before it (preset, import, convert) and after it (ask).
 
 As with the stages, what a command needs is imported only when it runs. It doesn't know the command line's program.
 """
@@ -10,6 +10,20 @@ from typing import Annotated, Literal
 import typer
 
 from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
+
+
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Which; none: lists what there is.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and write nothing.")] = False,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Writes settings that fit a card into the settings file, comments and your own paths kept, and shows the difference.
+
+    Example: mgm-lora preset mgm-2b-24gb --dry-run
+    """
+    from mgm_lora.stages import preset as stage
+
+    stage.run(name, params=params, dry_run=dry_run)
 
 
 def import_data(

@@ -55,20 +55,9 @@ class FakeFloats(TorchDispatchMode):
             return func(*args, **kwargs)
         if Fake not in types and _is_real(func, args, kwargs):
             return tree_map_only(Tensor, _fake_if_floats, func(*args, **kwargs))
-        if func is torch.ops.aten._grouped_mm.default:
-            return _experts_product(*args[:2], offsets=args[2] if len(args) > 2 else kwargs["offs"])
         if func in _READS_MASKS:
             args = (args[0], _places(args[1]), *args[2:])
         return self._inference.run(func, args, kwargs)
-
-
-def _experts_product(left: Tensor, right: Tensor, *, offsets: Tensor) -> Fake:
-    """What a mixture of experts multiplies with, forwards and backwards: torch's own shapes stop at other precisions than bfloat16."""
-    if right.dim() == 3:  # rows sorted by expert, times the experts' weights
-        shape = torch.Size((left.shape[0], right.shape[2]))
-    else:  # the weights' gradients
-        shape = torch.Size((len(offsets), left.shape[0], right.shape[1]))
-    return Fake.like(torch.empty(shape, dtype=left.dtype, device="meta"))
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from mgm_lora.lora.adapter import adapter_quantization, load_adapter, merge_adap
 from mgm_lora.merging.probe import Probe, ProbeAnswers, answer_probe
 from mgm_lora.model.base import Base
 from mgm_lora.model.checkpoint import load_model, save_model
-from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import MergingSettings
 
 KIND = "MergedModel"
@@ -63,7 +62,7 @@ def merge_with_proof(
         MergeProofError: merged differs from adapted beyond the bound, or does not differ from the base; nothing is written.
         BaseChangedError: the adapter is of another base.
     """
-    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
+    processor = base.processor()
 
     def ask(asked: Any, label: str) -> ProbeAnswers:
         return answer_probe(asked, probes=probes, processor=processor, max_new_tokens=max_new_tokens, label=label)

@@ -5,6 +5,8 @@ takes the language model's place, and `conversation` names the template that it 
 are all Llamas, so that the one does not tell the other. It knows no weights and no names of weights.
 """
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
@@ -103,6 +105,15 @@ class MGMConfig(PreTrainedConfig):
     def num_used_vision_layers(self) -> int:
         """CLIP layers whose output is used: features come from `hidden_states[select_layer]`, the first of which is the embedding."""
         return int(self.vision_config.num_hidden_layers) + 1 + self.select_layer
+
+
+def changed_config(config: MGMConfig, changes: Mapping[str, Any]) -> MGMConfig:
+    """The configuration with other entries, none of which changes a weight's shape; raises CheckpointError where they don't fit."""
+    changed = copy.copy(config)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    _check_fit(changed)
+    return changed
 
 
 def _text_config(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:

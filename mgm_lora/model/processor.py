@@ -6,7 +6,7 @@ data set.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from mgm_lora.errors import CheckpointError
 from mgm_lora.model.checkpoint import read_config, resolve_checkpoint
-from mgm_lora.model.config import MGMConfig
+from mgm_lora.model.config import MGMConfig, changed_config
 from mgm_lora.model.markers import pictures_per_message, show_pictures
 from mgm_lora.model.pictures import Pixels, picture_pixels
 from mgm_lora.model.published_towers import TowerPlaces
@@ -52,11 +52,17 @@ class MGMProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, towers: TowerPlaces | None = None
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        towers: TowerPlaces | None = None,
+        changes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Of a folder or hub id; raises CheckpointError where it has no tokenizer or one without the template's tokens."""
+        """Of a folder or hub id, with `changes` to its configuration; raises CheckpointError where its tokenizer lacks the template's tokens."""
         folder = resolve_checkpoint(name, revision=revision)
-        config = read_config(folder, towers=towers)  # given, so that transformers doesn't guess a model type and warn
+        # given, so that transformers doesn't guess a model type and warn
+        config = changed_config(read_config(folder, towers=towers), changes or {})
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
         except (OSError, ValueError) as error:

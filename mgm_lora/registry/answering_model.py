@@ -40,12 +40,11 @@ class AnsweringModel(PythonModel):
             BaseChangedError: it is another base than the adapter was trained on.
         """
         from mgm_lora.lora.adapter import load_adapter
-        from mgm_lora.model.processor import MGMProcessor
 
         base = _find_base(context.model_config["base"])
         folder = Path(context.artifacts[ADAPTER_ARTIFACT])
         self._model = load_adapter(base.load(), folder=folder, base_digest=base.digest)
-        self._processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
+        self._processor = base.processor()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -9,7 +9,6 @@ from mgm_lora.model.base import find_base
 from mgm_lora.model.chat import Chat
 from mgm_lora.model.markers import mark_pictures, pictures_per_message
 from mgm_lora.model.pictures import open_picture
-from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import Settings
 from mgm_lora.stages.models import load_adapted
 
@@ -31,7 +30,7 @@ def run(
     folder = _adapter_folder(settings, adapter) if adapter is not None else None
     base = find_base(settings.base)
     model = base.load() if folder is None else load_adapted(folder, base=base)
-    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
+    processor = base.processor()
     chat = Chat(model, processor=processor, pictures=opened, max_new_tokens=max_new_tokens)
     if question is not None:
         chat.ask(question, show=show)

@@ -6,7 +6,6 @@ from mgm_lora.evaluation.predictions import make_predictions
 from mgm_lora.evaluation.scoring import Scores, read_table, write_scores
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.base import find_base
-from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import DataSettings, Settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.models import load_arm
@@ -15,7 +14,7 @@ from mgm_lora.stages.models import load_arm
 def run(settings: Settings, *, arm: str) -> Scores:
     """Writes artifacts/scores/<arm> and metrics/<arm>-scores.json."""
     base = find_base(settings.base)
-    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
+    processor = base.processor()
     model, parents = load_arm(arm, base=base)
     predictions = []
     for set_name, samples in read_table(paths.SAMPLES).items():

@@ -5,21 +5,16 @@ Not a stage of `dvc.yaml`: it makes what the pipeline begins with.
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import unified_diff
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
-from mgm_lora.artifacts import new_file
 from mgm_lora.data.importing.importer import FILES, Imported, ImportRequest, Places, import_data
-from mgm_lora.errors import SettingsError
-from mgm_lora.model.checkpoint import resolve_checkpoint
-from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.settings import DataSettings, Settings, read_settings
+from mgm_lora.model.base import find_processor
+from mgm_lora.settings import DataSettings, Settings
 from mgm_lora.stages import paths
+from mgm_lora.stages.params_file import difference, rewritten, write_checked
 from mgm_lora.stages.validate import measure
 
 _SHOWN_ANSWERS = 8
@@ -28,8 +23,7 @@ _SHOWN_LETTERS = 40
 
 def run(settings: Settings, *, request: ImportRequest, params: Path, write_params: bool) -> Imported:
     """Imports, and prints what was found; the settings file is only changed where that was asked for."""
-    folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    processor = MGMProcessor.from_pretrained(folder)
+    processor = find_processor(settings.base)
     places = places_of(request.name)
     imported = import_data(
         request,
@@ -107,23 +101,9 @@ def rewrite_params(path: Path, *, changes: Mapping[str, Mapping[str, Any]]) -> s
     Raises:
         SettingsError: the settings would not be valid; the file stays as it was.
     """
-    before = path.read_text(encoding="utf-8")
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 10_000, True
-    yaml.representer.add_representer(type(None), _write_null)
-    settings = yaml.load(before)
-    for section, entries in changes.items():
-        settings[section].update(entries)
-    text = StringIO()
-    yaml.dump(settings, text)
-    with new_file(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        try:
-            read_settings(temporary)
-        except SettingsError as error:
-            raise SettingsError(f"'{path}' was not changed: {error}") from error
-    lines = unified_diff(before.splitlines(), text.getvalue().splitlines(), "before", "after", lineterm="", n=0)
-    return "\n".join(f"  {line}" for line in lines)
+    before, after = rewritten(path, changes=changes)
+    write_checked(path, text=after)
+    return "\n".join(f"  {line}" for line in difference(before, after))
 
 
 def _lengths(num_tokens: "pd.Series[int]", max_length: int) -> str:
@@ -147,10 +127,6 @@ def _answers(imported: Imported) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_LETTERS else f"{text[: _SHOWN_LETTERS - 3]}..."
-
-
-def _write_null(representer: Any, _: None) -> Any:
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _as_yaml(changes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,8 +10,7 @@ from mgm_lora.data.table import read_samples
 from mgm_lora.memory.plan import MemoryPlan, describe_knobs, read_plan, size_text
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm
 from mgm_lora.memory.table import as_table, draw_all, trace_all
-from mgm_lora.model.base import DTYPES, tower_places
-from mgm_lora.model.checkpoint import digest_config, read_config, resolve_checkpoint
+from mgm_lora.model.base import DTYPES, find_config
 from mgm_lora.settings import MemorySettings, Settings
 from mgm_lora.stages import paths
 
@@ -52,13 +51,12 @@ def planned(settings: Settings, *, arm: str, folder: Path | None = None) -> Memo
 
 def request_of(settings: Settings, *, arm: str) -> PlanRequest:
     """What an arm's plan follows from."""
-    folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    towers = tower_places(settings.base)
+    config, digest = find_config(settings.base)
     return PlanRequest(
         arm_name=arm,
         arm=settings.lora if arm == "lora" else settings.full,
-        config=read_config(folder, towers=towers),
-        base_digest=digest_config(folder, towers=towers),
+        config=config,
+        base_digest=digest,
         dtype=DTYPES[settings.base.dtype],
         memory=settings.memory,
         training=settings.training,

@@ -81,7 +81,7 @@ def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
 
 def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
-    processor = MGMProcessor.from_pretrained(base.folder, towers=base.towers)
+    processor = base.processor()
     sections = _sections(settings, arm)
     parents = {"samples": digest_folder(paths.SAMPLES)}
     data = _data(settings, processor=processor)

@@ -7,8 +7,7 @@ from mgm_lora.data.judgement import ValidationSummary
 from mgm_lora.data.tokens import TokenCounts
 from mgm_lora.data.validation import validate
 from mgm_lora.errors import DataError, SettingsError
-from mgm_lora.model.base import tower_places
-from mgm_lora.model.checkpoint import resolve_checkpoint
+from mgm_lora.model.base import find_processor
 from mgm_lora.model.markers import count_markers
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
@@ -18,8 +17,7 @@ from mgm_lora.stages import paths
 
 def run(settings: Settings) -> ValidationSummary:
     """Writes artifacts/samples, reports/validation and metrics/validate.json."""
-    folder = resolve_checkpoint(settings.base.model, revision=settings.base.revision)
-    processor = MGMProcessor.from_pretrained(folder, towers=tower_places(settings.base))
+    processor = find_processor(settings.base)
     _check_limit(settings.data.max_length, processor=processor)
     summary = validate(
         settings.data,

@@ -15,7 +15,7 @@ from mgm_lora.errors import CheckpointError, DataError
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN
-from mgm_lora.model.template import conversation_pieces, question_pieces
+from mgm_lora.model.template import VICUNA_V1, conversation_pieces, question_pieces
 
 from ...conftest import GOLDENS
 from .tiny_family import FAMILIES, llama_tokenizer
@@ -182,6 +182,36 @@ def test_later_turns_begin_with_a_space_where_the_tokenizer_is_legacy(legacy: bo
     later = before.tokenizer.convert_ids_to_tokens(ids[ids.index(before.tokenizer.eos_token_id) + 1 :])
     assert "".join(later).startswith(f"{read}SER:")
     assert after.encode_sample(ASKED_TWICE).input_ids == ids  # transformers' own save forgets it
+
+
+def test_published_llamas_tokenizer_is_read_as_sentencepiece_reads_it(tmp_path: Path) -> None:
+    spm = pytest.importorskip("sentencepiece", reason="in the lock; not yet installed here")
+    said = ["what color is it? red, green and blue", "A chat between a curious user and an assistant USER ASSISTANT"]
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(said * 20),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=320,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    FAMILIES["vicuna"].config().save_pretrained(tmp_path)
+    processor = MGMProcessor.from_pretrained(tmp_path)
+    reference = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    before, after = VICUNA_V1.opening, "\nwhat color is it? ASSISTANT:"
+    wanted = [1, *reference.encode(before), PICTURE_TOKEN, *reference.encode(after)]
+    assert processor.encode_prompt((("human", "<image>\nwhat color is it?"),)) == wanted
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,91 @@
+"""Rewrites single entries of `params.yaml` and keeps all else of the file: comments, order, and how it is written.
+
+It knows no settings by name: what the file says in the end is checked by reading it.
+"""
+
+from collections.abc import Mapping
+from difflib import unified_diff
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from mgm_lora.artifacts import new_file
+from mgm_lora.errors import SettingsError
+from mgm_lora.settings import read_settings
+
+Changes = Mapping[str, Mapping[str, Any]]
+
+
+def rewritten(path: Path, *, changes: Changes) -> tuple[str, str]:
+    """The file's text as it is, and with the entries changed; null takes an entry away.
+
+    Raises:
+        SettingsError: the file is missing, or no YAML with sections.
+    """
+    if not path.is_file():
+        raise SettingsError(f"no settings at '{path}': run from the project's root, or name the file with --params")
+    try:
+        before = path.read_text(encoding="utf-8")
+        yaml = round_trip_yaml()
+        settings = yaml.load(before)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"'{path}' is not YAML: {error}") from error
+    if not isinstance(settings, CommentedMap):
+        raise SettingsError(f"'{path}' must hold sections (base, data, lora, ...), found {type(settings).__name__}")
+    for section, entries in changes.items():
+        for name, value in entries.items():
+            _change(settings.setdefault(section, CommentedMap()), name, value)
+    text = StringIO()
+    yaml.dump(settings, text)
+    return before, text.getvalue()
+
+
+def write_checked(path: Path, *, text: str) -> None:
+    """Replaces the file; raises SettingsError where the text is no valid settings, and leaves the file as it was."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            read_settings(temporary)
+        except SettingsError as error:
+            raise SettingsError(f"'{path}' was not changed: {error}") from error
+
+
+def difference(before: str, after: str, *, context: int = 0) -> list[str]:
+    """As diff shows it, with so many unchanged lines around."""
+    return list(unified_diff(before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context))
+
+
+def round_trip_yaml() -> YAML:
+    """A reader and writer that keeps comments, quotes and the forms of numbers."""
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 10_000, True
+    yaml.representer.add_representer(type(None), _write_null)
+    return yaml
+
+
+def _change(section: CommentedMap, name: str, value: Any) -> None:
+    """In place; what is the same already stays written as it is."""
+    if name not in section:
+        if value is not None:
+            # before the last: the empty line behind a section hangs on its last entry
+            section.insert(max(0, len(section) - 1), name, value)
+    elif value is None and section[name] is not None:
+        del section[name]
+    elif section[name] != value:
+        section[name] = value
+        _close_up_comment(section, name)
+
+
+def _close_up_comment(section: CommentedMap, name: str) -> None:
+    """In place: a comment keeps its distance to the value, not to the margin."""
+    comment = (section.ca.items.get(name) or [None] * 3)[2]
+    if comment is not None and comment.value.startswith("#"):
+        comment.start_mark.column = 0
+
+
+def _write_null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
