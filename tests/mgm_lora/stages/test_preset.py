@@ -265,9 +265,8 @@ def _check_questions(settings: Settings) -> None:
     questions *= settings.evaluation.batch_size
     prompts = [processor.encode_prompt(question.turns) for question in questions]
     batch = collate_prompts(prompts, pictures=[question.pictures for question in questions], processor=processor)
-    mode = FakeFloats()
-    fake_weights_(model, mode=mode)
-    with mode, torch.no_grad():
+    fake_weights_(model)
+    with FakeFloats(), torch.no_grad():
         counter = LiveBytes(model)
         counter.track(batch.values(), part="batch")
         with counter:
