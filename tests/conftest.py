@@ -88,7 +88,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: MGMConfig) 
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)  # so that answers differ and no bias is zero
     save_model(model, folder=folder)
-    MGMProcessor(_letter_tokenizer(), config=tiny_config).save_pretrained(folder)
+    MGMProcessor(letter_tokenizer(), config=tiny_config).save_pretrained(folder)
     return folder
 
 
@@ -122,7 +122,7 @@ _SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn
 _VOCABULARY = [*_SPECIAL, *_LETTERS]
 
 
-def _letter_tokenizer() -> PreTrainedTokenizerFast:
+def letter_tokenizer() -> PreTrainedTokenizerFast:
     ids = {token: number for number, token in enumerate(_VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
