@@ -35,6 +35,7 @@ REQUIREMENTS = (
     "pydantic",
     "ruamel.yaml",
     "safetensors",
+    "sentencepiece",
     "tokenizers",
     "torch",
     "tqdm",
