@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from mgm_lora.model.checkpoint import digest_checkpoint, digest_config, load_model, read_config, resolve_checkpoint
+from mgm_lora.model.checkpoint import (
+    check_weights,
+    digest_checkpoint,
+    digest_config,
+    load_model,
+    read_config,
+    resolve_checkpoint,
+)
 from mgm_lora.model.config import MGMConfig, changed_config
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
@@ -60,6 +67,11 @@ def find_base(settings: BaseSettings) -> Base:
     return Base(
         folder=folder, digest=digest, dtype=DTYPES[settings.dtype], identity=identity, towers=towers, changes=changes
     )
+
+
+def check_base(settings: BaseSettings) -> None:
+    """Raises CheckpointError where the base's weights are cut short or not what its configuration says; reads no weight, and needs none."""
+    check_weights(resolve_checkpoint(settings.model, revision=settings.revision), towers=tower_places(settings))
 
 
 def find_processor(settings: BaseSettings) -> MGMProcessor:

@@ -35,7 +35,7 @@ from mgm_lora.model.published_towers import (
     tower_config_file,
     tower_weights,
 )
-from mgm_lora.model.sources import Source, fill_model_, has_part
+from mgm_lora.model.sources import Source, expected_shapes, fill_model_, has_part, list_weights
 from mgm_lora.model.weight_files import describe_weights, find_weights
 
 CONFIG_NAME = "config.json"
@@ -78,6 +78,22 @@ def load_model(
     fill_model_(model, sources=checkpoint.sources, tied=checkpoint.config.tie_word_embeddings, dtype=dtype)
     model.tie_weights()
     return model.eval()
+
+
+def check_weights(folder: Path, *, towers: TowerPlaces | None = None) -> None:
+    """Holds keys, shapes and precisions that the files tell against the configuration; no weight is read.
+
+    A folder without weights passes: what is only planned needs none.
+
+    Raises:
+        CheckpointError: a file is cut short, or its keys or shapes are not the configuration's (all are named).
+    """
+    if not find_weights(folder):
+        return
+    checkpoint = open_checkpoint(folder, towers=towers)
+    tied = checkpoint.config.tie_word_embeddings
+    expected = expected_shapes(build_empty(checkpoint.config, where=folder), tied=tied)
+    list_weights(checkpoint.sources, expected=expected, tied=tied)
 
 
 def save_model(model: MGMForConditionalGeneration, *, folder: Path) -> None:

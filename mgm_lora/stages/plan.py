@@ -10,7 +10,7 @@ from mgm_lora.data.table import read_samples
 from mgm_lora.memory.plan import MemoryPlan, describe_knobs, read_plan, size_text
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm
 from mgm_lora.memory.table import as_table, draw_all, trace_all
-from mgm_lora.model.base import DTYPES, find_config
+from mgm_lora.model.base import DTYPES, check_base, find_config
 from mgm_lora.settings import MemorySettings, Settings
 from mgm_lora.stages import paths
 
@@ -18,7 +18,8 @@ ARMS = ("lora", "full")
 
 
 def run(settings: Settings, *, arm: str) -> MemoryPlan:
-    """Writes artifacts/plans/<arm>, and prints what was chosen and what it holds."""
+    """Writes artifacts/plans/<arm>, and prints what was chosen and what it holds; a base whose weights are not what it says is refused."""
+    check_base(settings.base)
     parents = {"samples": digest_folder(paths.SAMPLES)}
     plan = plan_arm(request_of(settings, arm=arm), destination=paths.PLANS / arm, parents=parents)
     print(describe(plan))

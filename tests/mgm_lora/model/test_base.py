@@ -1,5 +1,8 @@
 """The base as the settings want it: its weights as they are, how it looks and speaks as asked."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.errors import BaseChangedError, CheckpointError
 from mgm_lora.lora.adapter import KIND, load_adapter, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
-from mgm_lora.model.base import find_base, find_config, find_processor
+from mgm_lora.model.base import check_base, find_base, find_config, find_processor
 from mgm_lora.model.checkpoint import load_model, save_model
 from mgm_lora.settings import BaseSettings, LoraSettings, PointSettings
 
@@ -54,6 +57,24 @@ def test_adapter_of_high_definition_is_refused_by_the_plain_base(tiny_base: Path
     load_adapter(base.load(), folder=tmp_path, base_digest=base.digest)
     with pytest.raises(BaseChangedError, match="was trained on the base"):
         load_adapter(plain.load(), folder=tmp_path, base_digest=plain.digest)
+
+
+def test_weights_that_are_not_the_configurations_are_found_without_reading_them(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    check_base(settings_of(tiny_base))
+    whole = shutil.copytree(tiny_base, tmp_path / "whole")
+    entries = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    entries["text_config"]["hidden_size"] *= 2
+    (whole / "config.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"shape of model\.mm_projector\.0\.weight"):
+        check_base(settings_of(whole))
+    cut = shutil.copytree(tiny_base, tmp_path / "cut")
+    os.truncate(cut / "model.safetensors", (cut / "model.safetensors").stat().st_size - 1000)
+    with pytest.raises(CheckpointError, match="was it cut short"):
+        check_base(settings_of(cut))
+    (cut / "model.safetensors").unlink()
+    check_base(settings_of(cut))  # shapes without weights can be planned
 
 
 def test_settings_name_the_template_where_the_checkpoint_does_not(tmp_path: Path) -> None:
