@@ -87,6 +87,12 @@ def plain_name(name: str) -> str:
     return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
 
 
+def stored_name(name: str) -> str:
+    """What the adapter's files call a trained parameter, by its name in the adapted model or in those files: without PEFT's levels."""
+    name = re.sub(rf"\.{ADAPTER_NAME}(?=\.|$)", "", plain_name(name))
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
+
+
 def _quantization_of(manifest: Manifest) -> Quantization:
     return "nf4" if manifest.details.get("quantization", "none") == "nf4" else "none"
 
