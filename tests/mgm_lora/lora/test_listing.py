@@ -1,5 +1,6 @@
 """The table before training: what is trained, counted."""
 
+import copy
 import json
 
 from mgm_lora.lora.injection import inject_adapter_, thaw_parts_
@@ -26,7 +27,9 @@ def test_every_point_has_its_modules_parameters_and_rate(
 def test_at_real_size_the_table_tells_the_published_counts(mgm_2b: MGMForConditionalGeneration) -> None:
     recorded = json.loads((GOLDENS / "param_counts.json").read_text(encoding="utf-8"))["lora_r16"]
     points = {name: PointSettings(mode="lora", rank=16) for name in POINT_NAMES}
-    table = list_trainable(inject_adapter_(mgm_2b, lora=LoraSettings(learning_rate=2e-4, **points), seed=1))
+    table = list_trainable(
+        inject_adapter_(copy.deepcopy(mgm_2b), lora=LoraSettings(learning_rate=2e-4, **points), seed=1)
+    )
     told = {line.split()[0]: line.split()[-3].replace(",", "") for line in table.splitlines()[1:-1]}
     assert {name: int(count) for name, count in told.items()} == {
         "language_attention": recorded["gemma all attention (q,k,v,o)"],
