@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from mgm_lora.artifacts import CONTRACT_CHECKS
 from mgm_lora.errors import ContractError
 from mgm_lora.lora.adapter import stored_name
 from mgm_lora.lora.injection import TrainableGroup, TrainableModel
@@ -96,7 +97,7 @@ class Contract:
                 }
                 for group in self._trainable.groups
             },
-            "held": ["requires_grad", "optimizer", "gradients", "changed", "saved", "frozen"],
+            "held": list(CONTRACT_CHECKS),
             "frozen_tensors": len(self._frozen_before),
             "frozen_digest": digest,
         }
