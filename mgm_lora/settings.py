@@ -5,6 +5,7 @@ takes. Everything that changes a result is in here, in a tracked file, or in the
 value that can only be judged against those (does a point match a module?) is judged there.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from mgm_lora.errors import SettingsError
 
 POINT_NAMES = ("language_attention", "language_mlp", "vision_attention", "projector", "mining")
+_LANGUAGE_POINTS = ("language_attention", "language_mlp")
 PART_NAMES = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")
 
 PartName = Literal["language_model", "vision_tower", "vision_tower_aux", "projector", "mining"]
@@ -22,6 +24,7 @@ CheckpointedPart = Literal["language_model", "vision_tower", "vision_tower_aux",
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 Auto = Literal["auto"]
 ConversationName = Literal["gemma", "vicuna_v1", "llama_2", "llama_3", "mixtral", "chatml"]
+MethodName = Literal["lora", "rslora", "dora", "pissa", "olora", "adalora", "loftq"]
 RelativePath = Annotated[Path, Field(strict=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -126,10 +129,51 @@ class PointSettings(Section):
     """Scale of the update; read when mode is lora."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the update's input; read when mode is lora."""
-    method: Literal["lora", "rslora"] = "lora"
-    """Scale alpha/r, or alpha/sqrt(r) (rsLoRA, arXiv 2312.03732); read when mode is lora."""
+    method: MethodName = "lora"
+    """How the update is scaled, begun and spread (docs/methods.md says each in a line); needs mode lora."""
+    loraplus_ratio: float = Field(default=1.0, gt=0.0)
+    """LoRA+ (arXiv 2402.12354): the learning rate of B is this many times that of A; needs mode lora."""
+    layers: tuple[int, int] | None = Field(default=None, strict=False)
+    """First and last layer, counted from 0, both included; none: all. For the three points that lie in layers; read when mode is not off."""
     learning_rate: LearningRate | None = None
     """The point's own learning rate; none: the arm's."""
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        if self.mode != "lora" and (self.method != "lora" or self.loraplus_ratio != 1.0):
+            asked = f"method {self.method}" if self.method != "lora" else f"loraplus_ratio {self.loraplus_ratio:g}"
+            raise ValueError(f"{asked} needs mode lora, found mode {self.mode}: set the mode to lora, or leave it out")
+        if self.method == "adalora" and self.loraplus_ratio != 1.0:
+            raise ValueError(
+                f"loraplus_ratio is {self.loraplus_ratio:g}, but in adalora A and B are singular vectors alike: leave it out, or take another method"
+            )
+        if self.layers is not None and not 0 <= self.layers[0] <= self.layers[1]:
+            raise ValueError(f"layers must be [first, last] with 0 <= first <= last, found {list(self.layers)}")
+        return self
+
+
+class AdaLoraSettings(Section):
+    """The rank budget that the points with method adalora share (arXiv 2303.10512): it falls from their rank to the target."""
+
+    target_rank: int = Field(default=8, ge=1)
+    """Mean rank of an adapted module in the end."""
+    tinit_share: Share = 0.1
+    """Share of the steps before the first rank is taken away."""
+    tfinal_share: Share = 0.3
+    """Share of the steps after the last one."""
+    interval: int = Field(default=1, ge=1)
+    """Steps from one taking to the next."""
+    orthogonal_weight: float = Field(default=0.5, ge=0.0)
+    """Weight of the penalty that keeps A's rows and B's columns orthogonal."""
+
+    @model_validator(mode="after")
+    def _leaves_steps(self) -> Self:
+        if self.tinit_share + self.tfinal_share >= 1.0:
+            raise ValueError(
+                f"tinit_share {self.tinit_share:g} and tfinal_share {self.tfinal_share:g} leave no step in which ranks are taken away:"
+                " their sum must be below 1"
+            )
+        return self
 
 
 class StepSettings(Section):
@@ -202,6 +246,8 @@ class LoraSettings(Section):
     """The two linear maps of `mm_projector`."""
     mining: PointSettings
     """The three linear maps of patch-info-mining."""
+    adalora: AdaLoraSettings | None = None
+    """How ranks are spread where the points' method is adalora; none: as the defaults say."""
 
     def points(self) -> dict[str, PointSettings]:
         """The points that are not off, by name."""
@@ -212,6 +258,20 @@ class LoraSettings(Section):
     def _something_is_trained(self) -> Self:
         if not self.points():
             raise ValueError("every application point is off, so nothing would be trained: set one to lora or full")
+        return self
+
+    def points_with(self, *methods: MethodName) -> dict[str, PointSettings]:
+        """The points with mode lora and one of these methods, by name."""
+        return {name: point for name, point in self.points().items() if point.mode == "lora" and point.method in methods}
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Self:
+        problems = [*_mixing_problems(self), *_quantization_problems(self), *_engine_problems(self)]
+        flat = [name for name in ("projector", "mining") if getattr(self, name).layers is not None]
+        if flat:
+            problems.append(f"layers is set for {_listed(flat)}, which lies in no layers: leave it out")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @model_validator(mode="after")
@@ -379,6 +439,61 @@ class Settings(Section):
                     f" x {name}.step.num_cards {step.num_cards}"
                 )
         return self
+
+
+def _mixing_problems(lora: LoraSettings) -> Iterator[str]:
+    low_rank = {name: point for name, point in lora.points().items() if point.mode == "lora"}
+    for method in ("dora", "adalora"):
+        alike = [name for name, point in low_rank.items() if point.method == method]
+        others = [f"{name} ({point.method})" for name, point in low_rank.items() if point.method != method]
+        if alike and others:
+            yield (
+                f"method {method} of {_listed(alike)} can't stand beside {_listed(others)}: PEFT has it for all adapted modules or for none;"
+                f" set the method of all points with mode lora to {method}, or of none"
+            )
+    yield from _budget_problems(lora)
+
+
+def _budget_problems(lora: LoraSettings) -> Iterator[str]:
+    points = lora.points_with("adalora")
+    if lora.adalora is not None and not points:
+        yield "the section adalora is set, but no point has method adalora: leave it out"
+    shapes = {name: f"rank {point.rank}, alpha {point.alpha:g}" for name, point in points.items()}
+    if len(set(shapes.values())) > 1:
+        found = _listed([f"{name} ({shape})" for name, shape in shapes.items()])
+        yield f"method adalora spreads one budget from one rank and alpha, found {found}: give these points the same"
+    target = (lora.adalora or AdaLoraSettings()).target_rank
+    low = [f"{name} ({point.rank})" for name, point in points.items() if point.rank <= target]
+    if low:
+        yield f"adalora.target_rank is {target}, but the rank of {_listed(low)} is not above it: raise the rank, or lower the target"
+
+
+def _quantization_problems(lora: LoraSettings) -> Iterator[str]:
+    found = lora.step.quantization
+    whole = [name for name in lora.points_with("pissa", "olora") if name in _LANGUAGE_POINTS]
+    if whole and found != "none":
+        yield (
+            f"step.quantization is {found}, but pissa and olora ({_listed(whole)}) begin with parts of the unrounded weights:"
+            " set quantization to none, or the method to loftq, which begins with what 4 bit lose"
+        )
+    loftq = list(lora.points_with("loftq"))
+    if loftq and found != "nf4":
+        yield f"method loftq ({_listed(loftq)}) begins with what 4 bit lose, but step.quantization is {found}: set it to nf4, or the method to lora"
+    outside = [name for name in loftq if name not in _LANGUAGE_POINTS]
+    if outside:
+        yield f"method loftq needs 4-bit weights, and only the language model's are: set another method for {_listed(outside)}"
+
+
+def _engine_problems(lora: LoraSettings) -> Iterator[str]:
+    adalora, dora = list(lora.points_with("adalora")), list(lora.points_with("dora"))
+    if adalora and lora.step.engine != "torch":
+        yield f"method adalora ({_listed(adalora)}) reads gradients after the step, which engine deepspeed has given up by then: set engine to torch"
+    if dora and lora.step.zero_stage == 3:
+        yield f"method dora ({_listed(dora)}) reads whole weights beside their layers' own passes, which ZeRO-3 shares out: set zero_stage to 2 or less"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _explain(error: ValidationError, *, path: Path) -> str:
