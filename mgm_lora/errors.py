@@ -58,6 +58,10 @@ class TrainingError(MgmLoraError, RuntimeError):
     exit_code = 3
 
 
+class ContractError(TrainingError):
+    """What trained, changed or was saved is not what was asked for; the parameters are named."""
+
+
 class MergeProofError(MgmLoraError, ArithmeticError):
     """The merged model is not the adapted model within the stated bound, or not different from the base."""
 

@@ -355,13 +355,21 @@ class TrainingSettings(Section):
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
 
 
+class PrecisionBounds(Section):
+    """A bound for each precision that weights are kept in."""
+
+    float32: float = Field(gt=0.0)
+    bfloat16: float = Field(gt=0.0)
+    float16: float = Field(gt=0.0)
+
+
 class MergingSettings(Section):
     """The proof that merged weights answer as the adapter does."""
 
     num_probe_samples: int = Field(ge=1)
     """Held-out samples that base, adapter and merged model are compared on."""
-    max_logit_difference: float = Field(gt=0.0)
-    """Largest absolute difference of merged and adapted logits, over the largest logit."""
+    max_logit_difference: PrecisionBounds
+    """Largest absolute difference of merged and adapted logits, over the largest logit; of base and merged weights the coarser precision counts."""
     min_base_difference: float = Field(gt=0.0)
     """Smallest such difference between merged and base: below it the adapter did nothing."""
 

@@ -21,6 +21,7 @@ from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.sequence import IGNORE_INDEX
+from mgm_lora.training.contract import check_optimizer
 
 TRAINED_NAME = "trained.safetensors"
 ENGINE_NAME = "latest"
@@ -52,6 +53,7 @@ class GroupedTrainer(Trainer):
         if self.optimizer is None:
             name, decay = self._knobs.optimizer, self.args.weight_decay
             self.optimizer = make_optimizer(self._trainable, name=name, weight_decay=decay)
+            check_optimizer(self.optimizer, trainable=self._trainable)
         return self.optimizer
 
     def prediction_step(
