@@ -262,7 +262,9 @@ class LoraSettings(Section):
 
     def points_with(self, *methods: MethodName) -> dict[str, PointSettings]:
         """The points with mode lora and one of these methods, by name."""
-        return {name: point for name, point in self.points().items() if point.mode == "lora" and point.method in methods}
+        return {
+            name: point for name, point in self.points().items() if point.mode == "lora" and point.method in methods
+        }
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:

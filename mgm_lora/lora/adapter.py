@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mgm_lora.artifacts import Manifest, read_manifest, write_json
 from mgm_lora.errors import ArtifactError, BaseChangedError
-from mgm_lora.lora.injection import ADAPTER_NAME
+from mgm_lora.lora.methods import ADAPTER_NAME, saved_form
 from mgm_lora.model.base import Quantization
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.sources import check_keys
@@ -36,7 +36,9 @@ def save_adapter(model: nn.Module, *, folder: Path) -> None:
     `PeftModel.from_pretrained(language_model, folder / "language_model")` reads it, without mgm-lora.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with saved_form(model) as state:
+            only = [ADAPTER_NAME]
+            model.save_pretrained(str(folder), selected_adapters=only, save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is
         _save_language_part(folder)
     full_parts = _full_parts(model)
@@ -145,12 +147,13 @@ def _save_language_part(folder: Path) -> None:
         return
     config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     pattern_head = rf"{_LANGUAGE_MODEL}\."
-    for name in ("rank_pattern", "alpha_pattern"):
-        of_points = config[name].items()
-        config[name] = {
-            key.removeprefix(pattern_head): value for key, value in of_points if key.startswith(pattern_head)
-        }
-    config["target_modules"] = "|".join(config["rank_pattern"])
+    for name, heads in (("rank_pattern", (pattern_head, f"{_LANGUAGE_MODEL}.")), ("alpha_pattern", (pattern_head,))):
+        of_points = (
+            config[name] or {}
+        ).items()  # adalora's ranks are by name, not by pattern; none where none were taken away
+        found = {head: {k.removeprefix(head): v for k, v in of_points if k.startswith(head)} for head in heads}
+        config[name] = {key: value for head in heads for key, value in found[head].items()} or None
+    config["target_modules"] = "|".join(config["alpha_pattern"])
     config["auto_mapping"] = None  # names the whole MGM's class
     (folder / _LANGUAGE_MODEL).mkdir(exist_ok=True)
     write_json(folder / _LANGUAGE_MODEL / CONFIG_NAME, config)

@@ -157,6 +157,8 @@ def _step(
     with card_autocast() if on_card else nullcontext(), counter:
         with torch.autocast("cpu", dtype=torch.bfloat16) if engine.autocasts else nullcontext():
             loss = trainable.model(**batches[-1]).loss
+            if trainable.allocation is not None:
+                loss = loss + trainable.allocation.penalty()
         loss.backward()
         del loss
         counter.name_gradients()

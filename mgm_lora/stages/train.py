@@ -195,7 +195,8 @@ def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -
 
 
 def _make_trainable(settings: Settings, arm: str, *, base: Base, plan: MemoryPlan) -> TrainableModel:
-    model = base.load(quantization=plan.knobs.quantization)
+    needs_originals = arm == "lora" and bool(settings.lora.points_with("loftq"))
+    model = base.load(quantization=plan.knobs.quantization, keep_originals=needs_originals)
     if arm == "lora":
         return inject_adapter_(model, lora=settings.lora, seed=settings.training.seed)
     return thaw_parts_(model, full=settings.full, seed=settings.training.seed)

@@ -7,6 +7,7 @@ runs share). It doesn't know how an arm will be scored.
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.peak import peak_memory_gib
 from mgm_lora.training.trainer import run_training
 
+logger = logging.getLogger(__name__)
 MODEL_KIND = "TrainedModel"
 HISTORY_NAME = "history.json"
 ENGINE_NAME = "deepspeed.json"
@@ -138,7 +140,12 @@ def train_arm(
             write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
             if knobs.engine == "deepspeed":
                 write_json(folder / ENGINE_NAME, deepspeed_config(training, knobs=knobs))
-            details = {**summary, "num_steps": history.num_steps, "contract": contract.table()}
+            details = {
+                **summary,
+                "num_steps": history.num_steps,
+                "contract": contract.table(),
+                **_final_ranks(trainable),
+            }
             write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
         shutil.rmtree(checkpoints, ignore_errors=True)
         return TrainingFigures(
@@ -192,6 +199,15 @@ def _summary(trainable: TrainableModel, *, training: TrainingSettings, knobs: St
         "quantization": knobs.quantization,
         "training_key": key,
     }
+
+
+def _final_ranks(trainable: TrainableModel) -> dict[str, Any]:
+    """What adalora has left, by module; nothing where no ranks are taken away."""
+    if trainable.allocation is None:
+        return {}
+    ranks = trainable.allocation.ranks()
+    logger.info("ranks by module: %s", ", ".join(f"{name} {rank}" for name, rank in ranks.items()))
+    return {"final_ranks": ranks}
 
 
 def _manifest(kind: str, *, training: TrainingSettings, origin: Origin, details: Mapping[str, Any]) -> Manifest:

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from mgm_lora.artifacts import new_file
 from mgm_lora.errors import TrainingError
+from mgm_lora.lora.allocation import RankAllocation
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
@@ -24,6 +25,7 @@ from mgm_lora.model.sequence import IGNORE_INDEX
 from mgm_lora.training.contract import check_optimizer
 
 TRAINED_NAME = "trained.safetensors"
+METHOD_NAME = "method.safetensors"
 ENGINE_NAME = "latest"
 """DeepSpeed's own, the last file of its part of a checkpoint."""
 _STATE_NAME = "trainer_state.json"
@@ -56,6 +58,25 @@ class GroupedTrainer(Trainer):
             check_optimizer(self.optimizer, trainable=self._trainable)
         return self.optimizer
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As Trainer's; in training with the gradients of the method's penalty, once per optimizer step. The loss that is told is without it."""
+        result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._trainable.allocation is None or return_outputs or not model.training:
+            return result
+        share = 1.0 / self.args.gradient_accumulation_steps
+        if num_items_in_batch is not None and math.isinf(
+            num_items_in_batch
+        ):  # the trial on the worst batch: no trace is to be left
+            share = 0.0
+        penalty = share * self._trainable.allocation.penalty()
+        return result + penalty - penalty.detach()
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any
     ) -> tuple[Tensor | None, Any, Any]:
@@ -81,6 +102,10 @@ class GroupedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         trained = {name: p.detach().contiguous() for name, p in self._trained_parameters().items()}
+        state = self._trainable.method_state()
+        if state:
+            with new_file(Path(output_dir or str(self.args.output_dir)) / METHOD_NAME) as path:
+                save_file({name: value.contiguous() for name, value in state.items()}, path)
         with new_file(Path(output_dir or str(self.args.output_dir)) / TRAINED_NAME) as path:
             save_file(trained, path)
 
@@ -95,6 +120,8 @@ class GroupedTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
+        method = Path(resume_from_checkpoint) / METHOD_NAME
+        self._trainable.load_method_state_(load_file(method) if method.is_file() else {})
 
     def _over_ranks(self, tensor: Tensor) -> Tensor:
         summed = tensor.to(self.args.device, copy=True)
@@ -104,6 +131,21 @@ class GroupedTrainer(Trainer):
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self._trainable.model.named_parameters() if p.requires_grad}
+
+
+class AllocateRanks(TrainerCallback):
+    """Drives AdaLoRA's allocation at each optimizer step."""
+
+    def __init__(self, allocation: RankAllocation) -> None:
+        self._allocation = allocation
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raises SettingsError where there are too few steps."""
+        self._allocation.begin_(num_steps=state.max_steps)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the step, before its gradients go; the step is counted afterwards."""
+        self._allocation.step_(state.global_step + 1)
 
 
 class StopAtBrokenLoss(TrainerCallback):

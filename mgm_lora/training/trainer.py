@@ -25,7 +25,7 @@ from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.deepspeed import ZeroTrainer, check_deepspeed, deepspeed_config, rank_environment
 from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step
-from mgm_lora.training.grouped_trainer import GroupedTrainer, StopAtBrokenLoss, is_whole
+from mgm_lora.training.grouped_trainer import AllocateRanks, GroupedTrainer, StopAtBrokenLoss, is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def run_training(
             eval_dataset=heldout_rows,
             callbacks=[StopAtBrokenLoss(), *callbacks],
         )
+        if trainable.allocation is not None:
+            trainer.add_callback(AllocateRanks(trainable.allocation))
         if worst is not None:
             trainer.add_callback(WorstBatchFirst(trainer, worst, remember_in=checkpoints))
         newest = newest_checkpoint(checkpoints)
