@@ -499,7 +499,7 @@ def _engine_problems(lora: LoraSettings) -> Iterator[str]:
     if adalora and lora.step.engine != "torch":
         yield f"method adalora ({_listed(adalora)}) reads gradients after the step, which engine deepspeed has given up by then: set engine to torch"
     if dora and lora.step.zero_stage == 3:
-        yield f"method dora ({_listed(dora)}) reads whole weights beside their layers' own passes, which ZeRO-3 shares out: set zero_stage to 2 or less"
+        yield f"method dora ({_listed(dora)}) reads weights beside their layers' own passes, which ZeRO-3 shares out: set zero_stage to 2 or less"
 
 
 def _listed(names: Sequence[str]) -> str:

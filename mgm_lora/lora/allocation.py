@@ -1,7 +1,8 @@
 """AdaLoRA's ranks (arXiv 2303.10512): one budget over all adapted modules, taken down step by step from what matters least.
 
-PEFT's allocator decides; here it is driven, kept and told. A `PeftModel` without a task never runs the forward pass that would add PEFT's penalty on A and B that
-aren't orthogonal, so it is added here: once an optimizer step, however many batches that has, and to no held-out loss. It doesn't know the loop.
+PEFT's allocator decides; here it is driven, kept and told. A `PeftModel` without a task never runs the forward pass that would add PEFT's penalty
+on A and B that aren't orthogonal, so it is added here: once an optimizer step, however many batches that has, and to no held-out loss. It doesn't
+know the loop.
 """
 
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ class RankAllocation:
         tinit, tfinal = int(self._budget.tinit_share * num_steps), int(self._budget.tfinal_share * num_steps)
         if num_steps - tfinal < max(2, tinit + 1):
             raise SettingsError(
-                f"method adalora needs steps to take ranks away in, but a training of {num_steps} steps, {tinit} before (tinit_share) and {tfinal} after"
-                " (tfinal_share), has none: train longer, or take another method"
+                f"method adalora needs steps to take ranks away in, but a training of {num_steps} steps, {tinit} before (tinit_share) and {tfinal}"
+                " after (tfinal_share), has none: train longer, or take another method"
             )
         self._config.total_step, self._config.tinit, self._config.tfinal = num_steps, tinit, tfinal
         for name, parameter in self._trained().items():
@@ -69,14 +70,18 @@ class RankAllocation:
 
     def ranks(self) -> dict[str, int]:
         """Of every adapted module, by its plain name: the triplets that are not taken away."""
-        kept = self._config.rank_pattern or {}
-        ranks = {}
+        return {module: sum(mask) for module, mask in self.kept().items()}
+
+    def kept(self) -> dict[str, list[bool]]:
+        """Which triplets every adapted module has kept."""
+        pattern = self._config.rank_pattern or {}
+        kept = {}
         for name, parameter in self._trained().items():
             module, found, _ = name.partition(".lora_E.")
             if found:
-                mask = kept.get(name, kept.get(f"{module}.lora_E"))  # PEFT shortens the names when it saves
-                ranks[module] = len(parameter) if mask is None else sum(mask)
-        return ranks
+                mask = pattern.get(name, pattern.get(f"{module}.lora_E"))  # PEFT shortens the names when it saves
+                kept[module] = [True] * len(parameter) if mask is None else list(mask)
+        return kept
 
     def emptied(self) -> set[str]:
         """Names, in the adapted model, of trained parameters that are zero again, since their module has no rank left."""

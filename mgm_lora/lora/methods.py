@@ -9,8 +9,9 @@
 
 PEFT takes the part that pissa and olora begin with out of the frozen weight, so that the base on disk is none any more, a disabled adapter is
 not the base, and in bfloat16 the rest is rounded anew. Here the base stays as it is, and a second, frozen adapter takes the same part
-away: the same function and the same gradients, and W comes back to the last bit. Saved, both are one adapter of twice the rank, as PEFT's own conversion
-makes it (`subtract_mutated_init`), which any PEFT loads on the unchanged base. It knows no optimizer, and doesn't decide who has which method.
+away: the same function and the same gradients, and W comes back to the last bit. Saved, both are one adapter of twice the rank, as PEFT's own
+conversion makes it (`subtract_mutated_init`), which any PEFT loads on the unchanged base. It knows no optimizer, and doesn't decide who has which
+method.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,7 @@ from mgm_lora.settings import AdaLoraSettings
 ADAPTER_NAME = "default"
 INITIAL_NAME = "initial"
 """The frozen adapter that takes away what pissa and olora begin with."""
-_FROM_WEIGHTS = {"pissa": "pissa_niter_16", "olora": "olora"}
-_NUM_ITERATIONS = 16  # of the randomised SVD: as pissa_niter_16
+_FROM_WEIGHTS = {"pissa": "pissa", "olora": "olora"}
 
 
 def peft_config(
@@ -64,7 +64,7 @@ def peft_config(
 
 
 def begin_from_weights_(model: PeftModel, points: Sequence[ResolvedPoint]) -> None:
-    """In place: A and B of pissa, olora and loftq begin with a part of the weights. On the meta device they keep their shapes, and nothing is decomposed.
+    """In place: A and B of pissa, olora and loftq begin with a part of the weights. On the meta device nothing is decomposed.
 
     Raises:
         BaseChangedError: the weights that loftq's 4-bit ones were made from are not there, or are others.
@@ -93,7 +93,7 @@ def saved_form(model: PeftModel) -> Iterator[dict[str, Tensor] | None]:
         yield None
         return
     config = cast(LoraConfig, model.peft_config[ADAPTER_NAME])
-    doubled = cast(LoraConfig, model.peft_config[INITIAL_NAME]).rank_pattern
+    doubled = cast(LoraConfig, model.peft_config[INITIAL_NAME]).rank_pattern or {}
     model.peft_config[ADAPTER_NAME] = twice = copy(config)
     for field in ("rank_pattern", "alpha_pattern"):
         values = getattr(config, field).items()
@@ -156,7 +156,7 @@ def _begin_with_what_4_bit_lost_(layer: Any, *, name: str) -> None:
         )
     lost = original.float() - dequantized(base).weight.float()
     rank = layer.r[ADAPTER_NAME]
-    left, values, right = torch.svd_lowrank(lost, q=min(rank + 8, *lost.shape), niter=_NUM_ITERATIONS)
+    left, values, right = torch.linalg.svd(lost, full_matrices=False)  # its spectrum is too flat for a randomised one
     root = (values[:rank] / layer.scaling[ADAPTER_NAME]).sqrt()
-    layer.lora_A[ADAPTER_NAME].weight.data = (root[:, None] * right[:, :rank].T).contiguous()
+    layer.lora_A[ADAPTER_NAME].weight.data = (root[:, None] * right[:rank]).contiguous()
     layer.lora_B[ADAPTER_NAME].weight.data = (left[:, :rank] * root).contiguous()

@@ -76,7 +76,7 @@ def dequantized(linear: nn.Module) -> nn.Linear:
 
 
 def pop_original(linear: nn.Module) -> Tensor | None:
-    """In place: takes the weight that a 4-bit map keeps as it was, on the map's device; none where it keeps none, or one that 4 bit make other numbers of."""
+    """In place: takes the weight that a 4-bit map keeps as it was, to the map's device; none where it keeps none, or that of other 4-bit numbers."""
     kept: Tensor | None = linear.__dict__.pop("original", None)
     if kept is None:
         return None
