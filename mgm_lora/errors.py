@@ -58,6 +58,10 @@ class TrainingError(MgmLoraError, RuntimeError):
     exit_code = 3
 
 
+class BrokenLossError(TrainingError, ArithmeticError):
+    """The loss is no number any more, or has jumped further than the settings allow."""
+
+
 class MergeProofError(MgmLoraError, ArithmeticError):
     """The merged model is not the adapted model within the stated bound, or not different from the base."""
 
@@ -70,6 +74,12 @@ class RegistryError(MgmLoraError, LookupError):
 
 class StorageError(MgmLoraError, OSError):
     """The output can't be written: no space, no permission."""
+
+    exit_code = 4
+
+
+class BusyCardError(MgmLoraError, BlockingIOError):
+    """Another process trains on the card."""
 
     exit_code = 4
 

@@ -1,7 +1,7 @@
 """What tests of several parts share: the goldens, a tiny random checkpoint with its tokenizer, pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,18 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.families import published_config
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.training.card_lock import FOLDER_VARIABLE
 
 GOLDENS = Path(__file__).parent / "goldens"
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests don't wait for what else trains on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

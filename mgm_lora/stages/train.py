@@ -25,6 +25,7 @@ from mgm_lora.stages import paths
 from mgm_lora.stages.plan import planned, request_of
 from mgm_lora.training.arms import Origin, TrainingData, TrainingFigures, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
+from mgm_lora.training.card_lock import hold_cards
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.grouping import EpochToOrder, GroupedOrder, PaddingFigures, padding_figures
 from mgm_lora.training.launch import is_first_rank, is_launched_rank, run_under_deepspeed
@@ -80,6 +81,11 @@ def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
 
 
 def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
+    with hold_cards(arm, when_taken=settings.guards.busy_card):
+        _train_on_held_cards(settings, arm=arm, plan=plan)
+
+
+def _train_on_held_cards(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
     processor = base.processor()
     sections = _sections(settings, arm)
