@@ -33,6 +33,7 @@ from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.deepspeed import deepspeed_config
+from mgm_lora.training.determinism import deterministic
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.launch import of_first_rank
 from mgm_lora.training.packing import PackedDataset
@@ -106,6 +107,7 @@ def train_arm(
     callbacks: Sequence[TrainerCallback] = (),
     order: Sampler[int] | None = None,
     worst: WorstBatch | None = None,
+    max_loss_spike: float | None = None,
 ) -> TrainingFigures:
     """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole.
 
@@ -113,18 +115,20 @@ def train_arm(
     """
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
-    history = run_training(
-        trainable,
-        training=training,
-        knobs=knobs,
-        processor=data.processor,
-        train_rows=data.train,
-        heldout_rows=data.heldout,
-        checkpoints=checkpoints,
-        callbacks=callbacks,
-        order=order,
-        worst=worst,
-    )
+    with deterministic(training.seed, knobs=knobs) as determinism:
+        history = run_training(
+            trainable,
+            training=training,
+            knobs=knobs,
+            processor=data.processor,
+            train_rows=data.train,
+            heldout_rows=data.heldout,
+            checkpoints=checkpoints,
+            callbacks=callbacks,
+            order=order,
+            worst=worst,
+            max_loss_spike=max_loss_spike,
+        )
     seconds = time.monotonic() - started
 
     def write() -> TrainingFigures:
@@ -134,7 +138,7 @@ def train_arm(
             write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
             if knobs.engine == "deepspeed":
                 write_json(folder / ENGINE_NAME, deepspeed_config(training, knobs=knobs))
-            details = {**summary, "num_steps": history.num_steps}
+            details = {**summary, "num_steps": history.num_steps, "determinism": determinism.details()}
             write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
         shutil.rmtree(checkpoints, ignore_errors=True)
         return TrainingFigures(
