@@ -18,6 +18,7 @@ import torch
 from mgm_lora.memory.knobs import StepKnobs
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_FILL = "fill_uninitialized_memory"  # off during a training: it costs time, and shows only errors of torch's own
 _CUBLAS_FIXED = ":4096:8"  # buffers of a fixed size: cuBLAS then always takes the same algorithm
 _WARNED = re.compile(
     r"(?P<kernel>\S.*?) (does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
@@ -120,14 +121,12 @@ def _of_bitsandbytes(knobs: StepKnobs) -> tuple[str, ...]:
 def _current() -> dict[str, Any]:
     return {
         "debug_mode": torch.get_deterministic_debug_mode(),
-        "fill": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        "fill": getattr(torch.utils.deterministic, _FILL),
         "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
     }
 
 
 def _set(*, debug_mode: int, fill: bool, cudnn: tuple[bool, bool]) -> None:
     torch.set_deterministic_debug_mode(debug_mode)  # 1: deterministic where possible, else warn
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        fill  # off: it costs time, and shows only errors of torch's own
-    )
+    setattr(torch.utils.deterministic, _FILL, fill)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
