@@ -64,8 +64,8 @@ class AtStep(TrainerCallback):  # type: ignore[misc]
         step, wish = state.global_step, self.wish
         if step == wish.get("kill_at"):
             os.kill(os.getpid(), 9)
-        if step == wish.get("full_at"):  # as a full disk: no file may grow beyond this
-            resource.setrlimit(resource.RLIMIT_FSIZE, (wish["file_bytes"], wish["file_bytes"]))
+        if step == wish.get("full_at"):
+            fill_disk(wish["file_bytes"])
         if step == wish.get("lose_permission_at"):
             lose_permission()
         if step == wish.get("clock_back_at"):
@@ -79,9 +79,21 @@ class AtStep(TrainerCallback):  # type: ignore[misc]
         if state.global_step == self.wish.get("kill_within"):
             os.kill(os.getpid(), 9)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.wish.get("full_at") == "end":
+            fill_disk(self.wish["file_bytes"])
+
+
+def fill_disk(file_bytes: int) -> None:
+    """As on a full disk, no file grows any further: here beyond so many bytes."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what is printed may go to a file too
+        os.dup2(nowhere, stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
 
 def lose_permission() -> None:
-    """Root may write anywhere, so it becomes nobody; what it needs of the folders is readable for all."""
+    """Root may write anywhere, so it becomes nobody; what the training still needs is readable for all."""
     if os.getuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
@@ -117,7 +129,7 @@ def main(folder: str, base: str, wish: dict[str, Any]) -> None:
         train(Path(base), wish)
     except MgmLoraError as error:
         told = json.dumps({"type": type(error).__name__, "text": str(error), "code": error.exit_code})
-        os.write(wish["errors"], told.encode()) if "errors" in wish else Path("error.json").write_text(told)
+        Path("error.json").write_text(told)
         raise SystemExit(error.exit_code) from None
 
 
