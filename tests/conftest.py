@@ -18,6 +18,8 @@ from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.training.card_lock import FOLDER_VARIABLE
 
+from .small_project import make_project, run_in
+
 GOLDENS = Path(__file__).parent / "goldens"
 ROOT = Path(__file__).parents[1]
 
@@ -99,6 +101,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: MGMConfig) 
     save_model(model, folder=folder)
     MGMProcessor(letter_tokenizer(), config=tiny_config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A small project after `dvc repro`. Leave it as it was."""
+    project = make_project(tmp_path_factory.mktemp("project"), base=tiny_base)
+    run_in(project, ["dvc", "repro"])
+    return project
 
 
 @pytest.fixture(scope="session")
