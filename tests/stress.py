@@ -9,21 +9,22 @@ from collections import Counter
 from pathlib import Path
 
 from .rounds import Reference, Round, measure, run_round
-from .small_project import ROOT, write_params
+from .small_project import ROOT, make_project, write_params
 
 LONGER = {"num_epochs": 20, "global_batch_size": 8, "evaluations": 4, "checkpoints": 20}
 """Trainings that are killed while they train, and while they write one of many checkpoints."""
 REPORT = ROOT / "docs" / "stress.md"
 
 
-def test_rounds_of_killing_all_stages(whole_project: Path) -> None:
+def test_rounds_of_killing_all_stages(tiny_base: Path, tmp_path: Path) -> None:
     num_rounds, seed = int(os.environ.get("STRESS_ROUNDS", "20")), int(os.environ.get("STRESS_SEED", "17"))
     rng = random.Random(seed)
-    write_params(whole_project, {"training": LONGER})
-    reference = measure(whole_project)
+    project = make_project(tmp_path / "project", base=tiny_base)
+    write_params(project, {"training": LONGER})
+    reference = measure(project)
     rounds: list[Round] = []
     for stage in choose_stages(sorted(reference.seconds), num_rounds=num_rounds, rng=rng):
-        rounds.append(run_round(whole_project, stage, reference=reference, rng=rng))
+        rounds.append(run_round(project, stage, reference=reference, rng=rng))
         print(f"round {len(rounds)}/{num_rounds}: {rounds[-1]}", flush=True)
     REPORT.write_text(report(rounds, reference=reference, seed=seed), encoding="utf-8")
 
