@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from mgm_lora.errors import ArtifactError, StorageError
 
 MANIFEST_NAME = "manifest.json"
+CONTRACT_CHECKS = ("requires_grad", "optimizer", "gradients", "changed", "saved", "frozen")
+"""What a training's manifest says that held, under `contract`: training writes it, registration asks for it."""
 _VERSIONED = ("torch", "transformers", "peft", "safetensors", "numpy")
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 

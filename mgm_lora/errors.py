@@ -62,6 +62,10 @@ class BrokenLossError(TrainingError, ArithmeticError):
     """The loss is no number any more, or has jumped further than the settings allow."""
 
 
+class ContractError(TrainingError):
+    """What trained, changed or was saved is not what was asked for; the parameters are named."""
+
+
 class MergeProofError(MgmLoraError, ArithmeticError):
     """The merged model is not the adapted model within the stated bound, or not different from the base."""
 

@@ -304,13 +304,21 @@ class GuardSettings(Section):
     """Ends the training at a step whose loss is above this many times the median of the last 50; none: only where it is no number."""
 
 
+class PrecisionBounds(Section):
+    """A bound for each precision that weights are kept in."""
+
+    float32: float = Field(gt=0.0)
+    bfloat16: float = Field(gt=0.0)
+    float16: float = Field(gt=0.0)
+
+
 class MergingSettings(Section):
     """The proof that merged weights answer as the adapter does."""
 
     num_probe_samples: int = Field(ge=1)
     """Held-out samples that base, adapter and merged model are compared on."""
-    max_logit_difference: float = Field(gt=0.0)
-    """Largest absolute difference of merged and adapted logits, over the largest logit."""
+    max_logit_difference: PrecisionBounds
+    """Largest absolute difference of merged and adapted logits, over the largest logit; of base and merged weights the coarser precision counts."""
     min_base_difference: float = Field(gt=0.0)
     """Smallest such difference between merged and base: below it the adapter did nothing."""
 

@@ -4,9 +4,10 @@ Both belong together: the published code saved the latter apart and never read t
 adapter was trained.
 """
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mgm_lora.artifacts import Manifest, read_manifest
+from mgm_lora.artifacts import Manifest, read_manifest, write_json
 from mgm_lora.errors import ArtifactError, BaseChangedError
 from mgm_lora.lora.injection import ADAPTER_NAME
 from mgm_lora.model.base import Quantization
@@ -24,13 +25,20 @@ from mgm_lora.model.sources import check_keys
 KIND = "TrainedAdapter"
 CONFIG_NAME = "adapter_config.json"
 FULL_PARTS_NAME = "full_parts.safetensors"
+_TENSORS_NAME = "adapter_model.safetensors"
+_LANGUAGE_MODEL = "language_model"
 
 
 def save_adapter(model: nn.Module, *, folder: Path) -> None:
-    """Writes the LoRA tensors as PEFT does, and every other trained parameter to `full_parts.safetensors`."""
+    """Writes the LoRA tensors as PEFT does, and every other trained parameter to `full_parts.safetensors`.
+
+    What of the LoRA tensors is the language model's lies once more in `language_model/`, by the names of a model that is nothing else: a plain
+    `PeftModel.from_pretrained(language_model, folder / "language_model")` reads it, without mgm-lora.
+    """
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is
+        _save_language_part(folder)
     full_parts = _full_parts(model)
     if full_parts:
         save_file({name: value.detach().contiguous() for name, value in full_parts.items()}, folder / FULL_PARTS_NAME)
@@ -41,10 +49,17 @@ def adapter_quantization(folder: Path) -> Quantization:
     return _quantization_of(read_manifest(folder, kind=KIND))
 
 
-def load_adapter(model: MGMForConditionalGeneration, *, folder: Path, base_digest: str) -> nn.Module:
+def load_adapter(
+    model: MGMForConditionalGeneration,
+    *,
+    folder: Path,
+    base_digest: str,
+    over: Literal["as trained", "these weights"] = "as trained",
+) -> nn.Module:
     """The model with the adapter on it, frozen, in eval mode; the given model is changed.
 
-    An adapter that was trained over a 4-bit language model is put on such a one: it has learned to make up for that rounding too.
+    An adapter that was trained over a 4-bit language model is put on such a one: it has learned to make up for that rounding too. Over
+    these weights: it is put on the model as it is, to be merged with it.
 
     Raises:
         ArtifactError: there is no whole adapter.
@@ -57,9 +72,10 @@ def load_adapter(model: MGMForConditionalGeneration, *, folder: Path, base_diges
             f" {str(manifest.base.get('digest'))[:12]}, found a base with digest {base_digest[:12]}:"
             " use the base it was trained on, or train again on this one"
         )
-    _match_quantization_(model, _quantization_of(manifest), folder=folder)
+    if over == "as trained":
+        _match_quantization_(model, _quantization_of(manifest), folder=folder)
     full_parts = load_file(folder / FULL_PARTS_NAME) if (folder / FULL_PARTS_NAME).is_file() else {}
-    _load_full_parts_(model, full_parts)
+    _load_full_parts_(model, full_parts, keep_wide=over == "these weights")
     if not (folder / CONFIG_NAME).is_file():
         if not full_parts:
             raise ArtifactError(f"'{folder}' holds neither {CONFIG_NAME} nor {FULL_PARTS_NAME}: train again")
@@ -68,23 +84,36 @@ def load_adapter(model: MGMForConditionalGeneration, *, folder: Path, base_diges
     return adapted.train(False)
 
 
-def merge_adapter_(model: nn.Module) -> MGMForConditionalGeneration:
-    """In place: folds every update (alpha/r) B A into its weight; the plain model, with nothing of PEFT or of 4 bit left."""
+def merge_adapter_(model: nn.Module, *, dtype: torch.dtype) -> MGMForConditionalGeneration:
+    """In place: folds every update into its weight; the plain model in `dtype`, with nothing of PEFT left.
+
+    Each sum is taken in float32 and rounded once. PEFT would round the update and then the sum, which loses a small update in bfloat16.
+
+    Raises:
+        ArtifactError: it is no adapted MGM, it is in 4 bit, or a merged weight is no number.
+    """
+    if _is_4bit(model.get_base_model() if isinstance(model, PeftModel) else model):
+        raise ArtifactError(
+            "asked to merge into 4-bit weights, which would round the update away: dequantise them before the adapter is put on"
+        )
     if isinstance(model, PeftModel):
-        _fold_into_4bit_(model)
-    merged = model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+        for layer in [part for part in model.modules() if isinstance(part, LoraLayer)]:
+            _fold_(layer, dtype=dtype)
+    merged = model.unload() if isinstance(model, PeftModel) else model
     if not isinstance(merged, MGMForConditionalGeneration):
         raise ArtifactError(f"asked to merge an adapted MGM, found {type(merged).__name__}")
-    if _is_4bit(merged):
-        from mgm_lora.model.quantization import dequantize_language_model_
-
-        dequantize_language_model_(merged)
-    return merged
+    return merged.to(dtype)
 
 
 def plain_name(name: str) -> str:
     """A parameter's name in the model that is not wrapped."""
     return re.sub(r"\.base_layer(?=\.)", "", name.removeprefix("base_model.model."))
+
+
+def stored_name(name: str) -> str:
+    """What the adapter's files call a trained parameter, by its name in the adapted model or in those files: without PEFT's levels."""
+    name = re.sub(rf"\.{ADAPTER_NAME}(?=\.|$)", "", plain_name(name))
+    return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def _quantization_of(manifest: Manifest) -> Quantization:
@@ -106,21 +135,37 @@ def _is_4bit(model: nn.Module) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
-def _fold_into_4bit_(model: PeftModel) -> None:
-    """In place: adapted 4-bit maps become plain ones with their update. PEFT would round the sum to 4 bit again, and lose most of the update."""
-    if not _is_4bit(model):
+def _save_language_part(folder: Path) -> None:
+    head = f"base_model.model.{_LANGUAGE_MODEL}."
+    tensors = load_file(folder / _TENSORS_NAME)
+    part = {
+        f"base_model.model.{key.removeprefix(head)}": value for key, value in tensors.items() if key.startswith(head)
+    }
+    if not part:
         return
-    from mgm_lora.model.quantization import dequantized, is_quantized
+    config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    pattern_head = rf"{_LANGUAGE_MODEL}\."
+    for name in ("rank_pattern", "alpha_pattern"):
+        of_points = config[name].items()
+        config[name] = {
+            key.removeprefix(pattern_head): value for key, value in of_points if key.startswith(pattern_head)
+        }
+    config["target_modules"] = "|".join(config["rank_pattern"])
+    config["auto_mapping"] = None  # names the whole MGM's class
+    (folder / _LANGUAGE_MODEL).mkdir(exist_ok=True)
+    write_json(folder / _LANGUAGE_MODEL / CONFIG_NAME, config)
+    save_file(part, folder / _LANGUAGE_MODEL / _TENSORS_NAME, metadata={"format": "pt"})
 
-    layers: list[tuple[str, Any]] = [
-        (name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer)
-    ]
-    for name, layer in layers:
-        if is_quantized(layer.get_base_layer()):
-            plain = dequantized(layer.get_base_layer())
-            update = layer.get_delta_weight(ADAPTER_NAME).to(plain.weight.device)
-            plain.weight.data = (plain.weight.data.float() + update).to(plain.weight.dtype)
-            model.set_submodule(name, plain)
+
+def _fold_(layer: Any, *, dtype: torch.dtype) -> None:
+    weight = layer.get_base_layer().weight
+    weight.data = weight.data.float()
+    try:
+        layer.merge(safe_merge=True)
+    except ValueError as error:
+        raise ArtifactError(f"the adapter can't be merged: {error}; train again") from error
+    weight = layer.get_base_layer().weight
+    weight.data = weight.data.to(dtype)
 
 
 def _full_parts(model: nn.Module) -> dict[str, Tensor]:
@@ -131,10 +176,11 @@ def _full_parts(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _load_full_parts_(model: MGMForConditionalGeneration, full_parts: dict[str, Tensor]) -> None:
+def _load_full_parts_(model: MGMForConditionalGeneration, full_parts: dict[str, Tensor], *, keep_wide: bool) -> None:
+    """In place. In the model's own precision, as autocast rounded them when they were trained; wide, to be rounded once by a merge."""
     parameters = dict(model.named_parameters())
     expected = {name: tuple(parameters[name].shape) for name in full_parts if name in parameters}
     check_keys({name: tuple(value.shape) for name, value in full_parts.items()}, expected, where=FULL_PARTS_NAME)
-    with torch.no_grad():
-        for name, value in full_parts.items():
-            parameters[name].data = value
+    for name, value in full_parts.items():
+        parameter = parameters[name]
+        parameter.data = value.to(parameter.device, value.dtype if keep_wide else parameter.dtype)

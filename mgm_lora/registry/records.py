@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from mgm_lora.artifacts import Manifest, digest_file, digest_folder, read_manifest
-from mgm_lora.errors import ArtifactError, MergeProofError
+from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_file, digest_folder, read_manifest
+from mgm_lora.errors import ArtifactError, ContractError, MergeProofError
 
 SUBJECT = "lora"
 _TRAINED_KINDS = {"lora": "TrainedAdapter", "full": "TrainedModel"}
@@ -97,6 +97,12 @@ class PipelineRecord:
         assert manifest is not None
         return manifest
 
+    @property
+    def proof(self) -> Mapping[str, Any]:
+        """The merge proof's figures."""
+        proof: Mapping[str, Any] = self.merged_manifest.details.get("proof", {})
+        return proof
+
     @cached_property
     def adapter_digest(self) -> str:
         """Identity of the adapter: its weights, what scales them and the base below; not which run made it."""
@@ -136,6 +142,7 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
 
     Raises:
         ArtifactError: something is missing, not whole, or of another adapter.
+        ContractError: the adapter's training was not checked to be what was asked.
         MergeProofError: the merged model was not proven to be the adapter.
     """
     read_manifest(sources.samples, kind="SampleTable")
@@ -152,6 +159,7 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
             raise ArtifactError(f"no '{path}' to register: run `dvc repro`")
     if not record.adapter_manifest.base.get("digest"):
         raise ArtifactError(f"the manifest of '{record.adapter}' names no base digest: train again")
+    _check_contract(record)
     _check_proof(record)
     return record
 
@@ -183,11 +191,23 @@ def _check_proof(record: PipelineRecord) -> None:
             f"'{record.sources.merged}' was merged from another adapter than '{record.adapter}', so its proof says"
             " nothing of this one: run `dvc repro merge`"
         )
-    proof = manifest.details.get("proof", {})
-    if proof.get("passed") is not True:
+    proof = record.proof
+    difference, bound = proof.get("max_logit_difference"), proof.get("bound")
+    holds = proof.get("passed") is True and difference is not None and bound is not None and difference <= bound
+    if not holds:
         raise MergeProofError(
-            f"the merge proof of '{record.sources.merged}' did not pass ({proof}), so '{record.adapter}' is not"
-            " registered: run `dvc repro merge` and look at its message"
+            f"the merge proof of '{record.sources.merged}' does not hold (difference {difference}, bound {bound}, passed"
+            f" {proof.get('passed')}), so '{record.adapter}' is not registered: run `dvc repro merge` and look at its message"
+        )
+
+
+def _check_contract(record: PipelineRecord) -> None:
+    contract = record.adapter_manifest.details.get("contract", {})
+    missing = [check for check in CONTRACT_CHECKS if check not in contract.get("held", [])]
+    if missing:
+        raise ContractError(
+            f"the manifest of '{record.adapter}' does not say that what was asked is what trained (missing: {', '.join(missing)}),"
+            " so it is not registered: run `dvc repro train`"
         )
 
 

@@ -55,6 +55,7 @@ def register_adapter(
 
     Raises:
         ArtifactError: something that belongs to a version is missing or of another adapter.
+        ContractError: the adapter's training was not checked to be what was asked.
         MergeProofError: the merged model was not proven to be the adapter.
         RegistryError: the store can't be opened, or a step failed in it; what was written is taken back.
     """
@@ -147,6 +148,9 @@ def _tags(record: PipelineRecord, runs: Runs) -> dict[str, str]:
         "data_digest": record.data_digest,
         "points": ",".join(points),
         "rank": ",".join(f"{name}={rank}" for name, rank in ranks.items()),
+        "merge_precision": str(record.proof.get("precision")),
+        "merge_difference": f"{record.proof['max_logit_difference']:.2e}",
+        "merge_bound": f"{record.proof['bound']:.2e}",
         "retention": "unknown" if retention is None else str(retention),
         "parent_run": runs.parent,
     }

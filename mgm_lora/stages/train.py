@@ -15,6 +15,7 @@ from mgm_lora.artifacts import digest_folder, new_file, write_json
 from mgm_lora.data.table import read_samples
 from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
+from mgm_lora.lora.listing import list_trainable
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.plan import GIB, MemoryPlan, allowed_bytes, describe_knobs, write_plan
 from mgm_lora.memory.search import smaller_plan
@@ -100,6 +101,7 @@ def _train_on_held_cards(settings: Settings, *, arm: str, plan: MemoryPlan) -> N
     checkpoints = paths.CHECKPOINTS / f"{arm}-{_run_key(origin, knobs=plan.knobs)}"
     order = _order(settings, data=data)
     if is_first_rank():
+        print(list_trainable(trainable), flush=True)
         _say_padding(_padding(settings, data=data, knobs=plan.knobs), settings=settings)
     with _tracked(
         settings, arm=arm, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)

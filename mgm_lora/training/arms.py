@@ -32,6 +32,7 @@ from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import ConversationDataset
+from mgm_lora.training.contract import Contract
 from mgm_lora.training.deepspeed import deepspeed_config
 from mgm_lora.training.determinism import deterministic
 from mgm_lora.training.first_step import WorstBatch
@@ -113,6 +114,7 @@ def train_arm(
 
     Under DeepSpeed every rank calls it; the first one writes, and all return its figures.
     """
+    contract = Contract(trainable)
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
     with deterministic(training.seed, knobs=knobs) as determinism:
@@ -124,7 +126,7 @@ def train_arm(
             train_rows=data.train,
             heldout_rows=data.heldout,
             checkpoints=checkpoints,
-            callbacks=callbacks,
+            callbacks=[contract.callback(), *callbacks],
             order=order,
             worst=worst,
             max_loss_spike=max_loss_spike,
@@ -133,12 +135,19 @@ def train_arm(
 
     def write() -> TrainingFigures:
         _check_finite(trainable.model)
+        contract.check_end(num_steps=history.num_steps, warmup_share=training.warmup_share)
         with new_artifact(destination) as folder:
             weights.write(folder)
+            contract.check_saved(folder, whole_model=weights.kind == MODEL_KIND)
             write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
             if knobs.engine == "deepspeed":
                 write_json(folder / ENGINE_NAME, deepspeed_config(training, knobs=knobs))
-            details = {**summary, "num_steps": history.num_steps, "determinism": determinism.details()}
+            details = {
+                **summary,
+                "num_steps": history.num_steps,
+                "contract": contract.table(),
+                "determinism": determinism.details(),
+            }
             write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
         shutil.rmtree(checkpoints, ignore_errors=True)
         return TrainingFigures(

@@ -21,6 +21,7 @@ from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.sequence import IGNORE_INDEX
 from mgm_lora.training.checkpoints import new_checkpoint
+from mgm_lora.training.contract import check_optimizer
 from mgm_lora.training.guards import ROW_NUMBERS, LossGuard, NumberedBatches, NumberedRows
 
 TRAINED_NAME = "trained.safetensors"
@@ -67,6 +68,7 @@ class GroupedTrainer(Trainer):
         if self.optimizer is None:
             name, decay = self._knobs.optimizer, self.args.weight_decay
             self.optimizer = make_optimizer(self._trainable, name=name, weight_decay=decay)
+            check_optimizer(self.optimizer, trainable=self._trainable)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from mgm_lora.artifacts import Manifest, write_manifest
@@ -101,7 +102,7 @@ def test_merged_model_answers_as_adapted_and_has_no_trace_of_peft(
         adapted = trained.model(**batch, logits_at="all").logits
         base = load_model(tiny_base, dtype=torch.float32)
         of_base = base(**batch, logits_at="all").logits
-        merged = merge_adapter_(trained.model)
+        merged = merge_adapter_(trained.model, dtype=torch.float32)
         of_merged = merged(**batch, logits_at="all").logits
     assert (adapted - of_merged).abs().max() <= 1e-5 * adapted.abs().max()
     assert (of_base - of_merged).abs().max() >= 1e-3 * of_base.abs().max()
@@ -139,18 +140,64 @@ def test_adapter_of_a_plain_base_is_not_put_on_a_4_bit_one(
         load_adapter(base, folder=folder, base_digest=DIGEST)
 
 
-def test_merged_4_bit_model_is_plain_and_answers_as_adapted(
-    trained_in_4_bit: TrainableModel, tiny_base: Path, batch: Batch
+def test_adapter_of_a_4_bit_base_is_merged_into_what_those_weights_stand_for(
+    trained_in_4_bit: TrainableModel, save: Callable[[TrainableModel], Path], tiny_base: Path, batch: Batch
 ) -> None:
+    folder = save(trained_in_4_bit)
     rounded = load_model(tiny_base, dtype=torch.float32)
     quantize_language_model_(rounded)
     dequantize_language_model_(rounded)
-    with torch.no_grad():
-        adapted = trained_in_4_bit.model(**batch, logits_at="all").logits
-        merged = merge_adapter_(trained_in_4_bit.model)
-        of_merged = merged(**batch, logits_at="all").logits
-    assert (adapted - of_merged).abs().max() <= 1e-5 * adapted.abs().max()
-    assert not is_quantized(merged)
-    assert merged.state_dict().keys() == rounded.state_dict().keys()
     frozen = "language_model.model.embed_tokens.weight"  # neither rounded nor adapted
-    assert torch.equal(merged.state_dict()[frozen], rounded.state_dict()[frozen])
+    before = rounded.state_dict()[frozen].clone()
+    adapted = load_adapter(rounded, folder=folder, base_digest=DIGEST, over="these weights")
+    with torch.no_grad():
+        expected = trained_in_4_bit.model(**batch, logits_at="all").logits
+        merged = merge_adapter_(adapted, dtype=torch.float32)
+        of_merged = merged(**batch, logits_at="all").logits
+    assert (expected - of_merged).abs().max() <= 1e-5 * expected.abs().max()
+    assert not is_quantized(merged)
+    assert torch.equal(merged.state_dict()[frozen], before)
+
+
+def test_update_is_not_merged_into_4_bit_weights(trained_in_4_bit: TrainableModel) -> None:
+    with pytest.raises(ArtifactError, match="which would round the update away"):
+        merge_adapter_(trained_in_4_bit.model, dtype=torch.float32)
+
+
+def test_sum_is_rounded_once(tiny_base: Path, all_points: LoraSettings) -> None:
+    trainable = _trained(load_model(tiny_base, dtype=torch.bfloat16), all_points)
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    layer = trainable.mgm.get_submodule(name)
+    expected = (layer.get_base_layer().weight.float() + layer.get_delta_weight("default")).bfloat16()
+    merged = merge_adapter_(trainable.model, dtype=torch.bfloat16)
+    assert torch.equal(merged.get_submodule(name).weight, expected)
+
+
+def test_language_models_part_is_read_by_plain_peft(
+    trained: TrainableModel, save: Callable[[TrainableModel], Path], tiny_base: Path
+) -> None:
+    folder = save(trained)
+    language_model = load_model(tiny_base, dtype=torch.float32).language_model
+    plain = PeftModel.from_pretrained(language_model, str(folder / "language_model"))
+    input_ids = torch.randint(6, 70, (2, 9))
+    with torch.no_grad():
+        ours = trained.mgm.language_model(input_ids=input_ids).logits
+        assert torch.equal(plain(input_ids=input_ids).logits, ours)
+        with plain.disable_adapter():
+            assert not torch.equal(plain(input_ids=input_ids).logits, ours)
+
+
+def test_points_in_full_are_read_in_the_precision_of_the_base(
+    model: MGMForConditionalGeneration,
+    all_points: LoraSettings,
+    save: Callable[[TrainableModel], Path],
+    tiny_base: Path,
+    batch: Batch,
+) -> None:
+    folder = save(_trained(model, all_points))
+    loaded = load_adapter(load_model(tiny_base, dtype=torch.bfloat16), folder=folder, base_digest=DIGEST)
+    reduced = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
+    with torch.no_grad():
+        assert (
+            loaded(**reduced, logits_at="all").logits.isfinite().all()
+        )  # it failed: float32 weights met bfloat16 values

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from mgm_lora.merging.probe import Probe
 from mgm_lora.model.base import Base, Quantization, find_base
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.quantization import is_quantized
-from mgm_lora.settings import BaseSettings, LoraSettings, MergingSettings, PointSettings
+from mgm_lora.settings import BaseSettings, LoraSettings, MergingSettings, PointSettings, PrecisionBounds
 
-MERGING = MergingSettings(num_probe_samples=3, max_logit_difference=1e-4, min_base_difference=1e-3)
+BOUNDS = PrecisionBounds(float32=1e-4, bfloat16=5e-2, float16=1e-2)
+MERGING = MergingSettings(num_probe_samples=3, max_logit_difference=BOUNDS, min_base_difference=1e-3)
 
 
 @pytest.fixture
@@ -85,11 +87,38 @@ def test_merged_is_proven_equal_to_the_adapter_and_unlike_the_base(
     manifest = read_manifest(tmp_path / "merged", kind="MergedModel")
     assert proof.passed
     assert manifest.details["proof"]["passed"] is True
+    assert proof.max_logit_difference is not None
     assert 0 < proof.max_logit_difference <= 1e-4
     assert proof.base_logit_difference >= 1e-3
     assert proof.same_answers == proof.num_probe_samples == 3
     assert proof.num_positions == 3 * len("a red one" + "EN!")  # the letters, end of turn, newline, end of sequence
+    assert {name: figures.passed for name, figures in proof.others.items()} == {"bfloat16": True, "float16": True}
+    assert proof.max_logit_difference < proof.others["float16"].max_logit_difference
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     load_model(tmp_path / "merged", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_reduced_base_is_merged_within_its_bound_and_rounded_once(
+    precision: Literal["bfloat16", "float16"],
+    quantization: Quantization,
+    tiny_base: Path,
+    make_adapter: Callable[..., Path],
+    probes: list[Probe],
+    tmp_path: Path,
+) -> None:
+    base = find_base(BaseSettings(model=str(tiny_base), dtype=precision))
+    adapter = make_adapter(0.2, quantization=quantization)
+    proof = merge(adapter, base=base, probes=probes, destination=tmp_path / "merged")
+    assert proof.passed
+    assert proof.precision == precision
+    assert proof.bound == getattr(BOUNDS, precision)
+    others = {"float32", "float16", "bfloat16"} - {precision}
+    assert proof.others.keys() == others | (
+        {f"{precision} into the original weights"} if quantization == "nf4" else set()
+    )
+    assert proof.others["float32"].bound == proof.bound  # the adapter's own logits are of the base's precision
 
 
 def test_adapter_trained_over_4_bit_is_proven_against_itself_not_against_the_plain_base(
@@ -98,9 +127,12 @@ def test_adapter_trained_over_4_bit_is_proven_against_itself_not_against_the_pla
     proof = merge(make_adapter(0.2, quantization="nf4"), base=base, probes=probes, destination=tmp_path / "merged")
     merged = load_model(tmp_path / "merged", dtype=torch.float32)
     assert proof.passed
+    assert proof.max_logit_difference is not None
     assert 0 < proof.max_logit_difference <= 1e-4
     assert proof.same_answers == 3
     assert not is_quantized(merged)
+    original = proof.others["float32 into the original weights"]
+    assert original.max_logit_difference > proof.max_logit_difference  # it had learned to make up for the rounding
 
 
 def test_rounding_alone_is_no_learning(
@@ -114,7 +146,9 @@ def test_rounding_alone_is_no_learning(
 def test_merge_beyond_the_bound_fails_and_leaves_nothing(
     make_adapter: Callable[[float], Path], base: Base, probes: list[Probe], tmp_path: Path
 ) -> None:
-    strict = MERGING.model_copy(update={"max_logit_difference": 1e-12})
+    strict = MergingSettings.model_validate(
+        {**MERGING.model_dump(), "max_logit_difference": {**BOUNDS.model_dump(), "float32": 1e-12}}
+    )
     with pytest.raises(MergeProofError, match="merged and adapted logits differ by"):
         merge(make_adapter(0.2), base=base, probes=probes, destination=tmp_path / "out" / "merged", merging=strict)
     assert list((tmp_path / "out").iterdir()) == []

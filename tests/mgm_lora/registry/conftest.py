@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mgm_lora.artifacts import Manifest, digest_folder, write_json, write_manifest
+from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_folder, write_json, write_manifest
 from mgm_lora.lora.adapter import load_adapter, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.model.answering import Question, answer_questions
@@ -209,7 +209,7 @@ def write_adapter(root: Path, *, seed: int) -> None:
     data = DataSettings(pictures=Path("data/pictures"), train=Path("t"), heldout=Path("h"), max_length=96)
     sections = {"base": _base(Path()), "data": data, "lora": lora}
     identity = {"model": "data/base", "revision": None, "digest": base.digest}
-    details = {"training_key": f"lora-{seed}"}
+    details = {"training_key": f"lora-{seed}", "contract": {"held": list(CONTRACT_CHECKS)}}
     manifest = Manifest.make("TrainedAdapter", settings=sections, parents={}, base=identity, seed=seed, details=details)
     write_manifest(folder, manifest)
     write_merged(root, passed=True)
@@ -221,7 +221,7 @@ def write_merged(root: Path, *, passed: bool) -> None:
         "MergedModel",
         settings={},
         parents={"adapter": digest_folder(root / SOURCES.trained / "lora")},
-        details={"proof": {"passed": passed, "max_logit_difference": 1e-6}},
+        details={"proof": {"passed": passed, "precision": "float32", "max_logit_difference": 1e-6, "bound": 1e-4}},
     )
     write_manifest(root / SOURCES.merged, manifest)
 

@@ -1,5 +1,6 @@
 """Registering: what a version is made of, that it answers as its adapter, and that nothing half is left."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mgm_lora.artifacts import digest_file, read_manifest, write_json
-from mgm_lora.errors import ArtifactError, MergeProofError, RegistryError
+from mgm_lora.errors import ArtifactError, ContractError, MergeProofError, RegistryError
 from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
 from mgm_lora.settings import RegistrySettings
@@ -106,10 +107,37 @@ def test_adapter_whose_merge_proof_did_not_pass_is_refused(
     register: Register, merge_again: Callable[..., None]
 ) -> None:
     merge_again(passed=False)
-    with pytest.raises(MergeProofError, match="did not pass"):
+    with pytest.raises(MergeProofError, match="does not hold"):
         register()
     assert not active_runs()
     assert not Path("artifacts/registered").exists()
+
+
+def test_figures_of_the_proof_count_and_are_told_with_the_version(
+    register: Register, sources: RegistrationSources
+) -> None:
+    register()
+    tags = MlflowClient().get_model_version("demo", "1").tags
+    assert (tags["merge_precision"], tags["merge_difference"], tags["merge_bound"]) == (
+        "float32",
+        "1.00e-06",
+        "1.00e-04",
+    )
+    manifest = json.loads((sources.merged / "manifest.json").read_text(encoding="utf-8"))
+    manifest["details"]["proof"]["max_logit_difference"] = 0.5  # whoever wrote `passed`
+    write_json(sources.merged / "manifest.json", manifest)
+    with pytest.raises(MergeProofError, match=r"difference 0\.5, bound 0\.0001"):
+        register()
+
+
+def test_adapter_whose_training_kept_no_contract_is_refused(register: Register, sources: RegistrationSources) -> None:
+    path = sources.trained / "lora" / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["details"]["contract"]["held"].remove("frozen")
+    write_json(path, manifest)
+    with pytest.raises(ContractError, match="missing: frozen"):
+        register()
+    assert not active_runs()
 
 
 def test_proof_of_another_adapter_is_refused(

@@ -38,7 +38,9 @@ def test_two_processes_give_the_same_bytes_and_the_manifest_says_by_what(
         folder = make_folder(name)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, str(WALK), str(folder), str(tiny_base), "{}"], check=True, env=environment)
-        files = sorted(path.name for path in (folder / "adapter").iterdir())
+        files = sorted(
+            str(path.relative_to(folder / "adapter")) for path in (folder / "adapter").rglob("*") if path.is_file()
+        )
         assert {"adapter_model.safetensors", "full_parts.safetensors", "manifest.json", "history.json"} <= {*files}
         digests.append({name: digest_file(folder / "adapter" / name) for name in files})
     assert digests[0] == digests[1]
