@@ -357,6 +357,15 @@ class TrainingSettings(Section):
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
 
 
+class GuardSettings(Section):
+    """What ends or holds up a training and changes nothing of what it ends in: no stage runs anew when it is changed."""
+
+    busy_card: Literal["wait", "fail"]
+    """What a trainer does whose card another one holds."""
+    max_loss_spike: float | None = Field(default=None, gt=1.0)
+    """Ends the training at a step whose loss is above this many times the median of the last 50; none: only where it is no number."""
+
+
 class PrecisionBounds(Section):
     """A bound for each precision that weights are kept in."""
 
@@ -423,6 +432,7 @@ class Settings(Section):
     full: FullSettings
     memory: MemorySettings
     training: TrainingSettings
+    guards: GuardSettings
     merging: MergingSettings
     evaluation: EvaluationSettings
     comparison: ComparisonSettings

@@ -35,6 +35,7 @@ from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.contract import Contract
 from mgm_lora.training.deepspeed import deepspeed_config
+from mgm_lora.training.determinism import deterministic
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.launch import of_first_rank
 from mgm_lora.training.packing import PackedDataset
@@ -109,6 +110,7 @@ def train_arm(
     callbacks: Sequence[TrainerCallback] = (),
     order: Sampler[int] | None = None,
     worst: WorstBatch | None = None,
+    max_loss_spike: float | None = None,
 ) -> TrainingFigures:
     """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole.
 
@@ -117,18 +119,20 @@ def train_arm(
     contract = Contract(trainable)
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
-    history = run_training(
-        trainable,
-        training=training,
-        knobs=knobs,
-        processor=data.processor,
-        train_rows=data.train,
-        heldout_rows=data.heldout,
-        checkpoints=checkpoints,
-        callbacks=[contract.callback(), *callbacks],
-        order=order,
-        worst=worst,
-    )
+    with deterministic(training.seed, knobs=knobs) as determinism:
+        history = run_training(
+            trainable,
+            training=training,
+            knobs=knobs,
+            processor=data.processor,
+            train_rows=data.train,
+            heldout_rows=data.heldout,
+            checkpoints=checkpoints,
+            callbacks=[contract.callback(), *callbacks],
+            order=order,
+            worst=worst,
+            max_loss_spike=max_loss_spike,
+        )
     seconds = time.monotonic() - started
 
     def write() -> TrainingFigures:
@@ -144,6 +148,7 @@ def train_arm(
                 **summary,
                 "num_steps": history.num_steps,
                 "contract": contract.table(),
+                "determinism": determinism.details(),
                 **_final_ranks(trainable),
             }
             write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
