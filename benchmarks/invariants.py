@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.lora.adapter import KIND, load_adapter, merge_adapter_, plain_name, save_adapter, stored_name
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
@@ -23,7 +24,6 @@ from mgm_lora.model.base import DTYPES
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import dequantize_language_model_, dequantized, quantize_language_model_
-from mgm_lora.settings import LoraSettings
 
 Batch = dict[str, Tensor]
 DIGEST = "0" * 64

@@ -12,9 +12,9 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 from torch import Tensor, nn
 
+from mgm_lora.arm_settings import AdaLoraSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.lora.methods import ADAPTER_NAME
-from mgm_lora.settings import AdaLoraSettings
 
 _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _KEPT = "kept"

@@ -15,12 +15,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import set_seed
 
+from mgm_lora.arm_settings import AdaLoraSettings, FullSettings, LoraSettings
 from mgm_lora.errors import SettingsError, TrainingError
 from mgm_lora.lora.allocation import RankAllocation
 from mgm_lora.lora.methods import ADAPTER_NAME, INITIAL_NAME, begin_from_weights_, peft_config
 from mgm_lora.lora.points import ResolvedPoint, resolve_points
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import AdaLoraSettings, FullSettings, LoraSettings
 
 OF_B = ".B"
 """Ends the name of a group that holds a point's B alone."""

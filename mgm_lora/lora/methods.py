@@ -23,10 +23,10 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from mgm_lora.arm_settings import AdaLoraSettings
 from mgm_lora.errors import BaseChangedError
 from mgm_lora.lora.points import ResolvedPoint
 from mgm_lora.model.quantization import dequantized, is_quantized, pop_original
-from mgm_lora.settings import AdaLoraSettings
 
 ADAPTER_NAME = "default"
 INITIAL_NAME = "initial"

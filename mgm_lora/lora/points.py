@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mgm_lora.arm_settings import PointSettings
 from mgm_lora.errors import NoMatchingModuleError, SettingsError
 from mgm_lora.model.families import fused_experts
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import PointSettings
 
 _PATTERNS = {
     "language_attention": r"language_model\.model\.layers\.{layers}\.self_attn\.(q|k|v|o)_proj",

@@ -21,6 +21,7 @@ from typing import Literal
 
 import torch
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
 from mgm_lora.memory.counting import BATCH, OPTIMIZER, LiveBytes
 from mgm_lora.memory.engines import Engine, make_engine
@@ -31,7 +32,7 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 Device = Literal["cpu", "cuda"]
 

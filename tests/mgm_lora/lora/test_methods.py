@@ -22,6 +22,7 @@ from benchmarks.invariants import (
     logits,
     try_method,
 )
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.errors import BaseChangedError, SettingsError, TrainingError
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.lora.listing import list_trainable
@@ -34,7 +35,7 @@ from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 Batch = dict[str, Tensor]
 

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from transformers import set_seed
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import digest_folder
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.model.checkpoint import load_model, save_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.settings import LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.batches import ConversationDataset
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.errors import MgmLoraError
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.grouping import EpochToOrder, GroupedOrder

@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import CheckpointedPart
 from mgm_lora.errors import SettingsError, TrainingError
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import StepKnobs
-from mgm_lora.settings import CheckpointedPart, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.checkpoints import newest_checkpoint
 from mgm_lora.training.grouped_trainer import TRAINED_NAME
