@@ -6,12 +6,14 @@ adapter was trained.
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.warning import PeftWarning
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,7 +38,10 @@ def save_adapter(model: nn.Module, *, folder: Path) -> None:
     `PeftModel.from_pretrained(language_model, folder / "language_model")` reads it, without mgm-lora.
     """
     if isinstance(model, PeftModel):
-        with saved_form(model) as state:
+        with saved_form(model) as state, warnings.catch_warnings():
+            if isinstance(model.peft_config[ADAPTER_NAME], AdaLoraConfig):
+                # PEFT takes a module that has no rank left for a share of ZeRO-3's
+                warnings.filterwarnings("ignore", message=".*invalid shape", category=PeftWarning)
             only = [ADAPTER_NAME]
             model.save_pretrained(str(folder), selected_adapters=only, save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is

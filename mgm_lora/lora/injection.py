@@ -107,6 +107,7 @@ def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, s
         _check_adapted(adapted, low_rank)
         begin_from_weights_(adapted, low_rank)
         if lora.points_with("adalora"):
+            _freeze_rank_counts_(adapted)
             allocation = RankAllocation(adapted, budget=lora.adalora or AdaLoraSettings())
     _set_dropouts_(wrapped, low_rank)
     groups = [group for point in points for group in _trainable_groups_(wrapped, point, default=lora.learning_rate)]
@@ -147,6 +148,13 @@ def _check_full_points(model: nn.Module, points: Sequence[ResolvedPoint]) -> Non
             f"{', '.join(f'lora.{name}.mode' for name in packed)} is full, but 4-bit weights can't be trained in full:"
             " set the mode to lora, or lora.step.quantization to none"
         )
+
+
+def _freeze_rank_counts_(model: PeftModel) -> None:
+    """In place: PEFT freezes the numbers that AdaLoRA divides by, and thaws them again where it casts them to a reduced base's precision."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
 
 
 def _set_dropouts_(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:

@@ -153,6 +153,14 @@ def test_adalora_takes_ranks_down_to_the_budget(tiny_base: Path, tmp_path: Path,
     assert allocation.emptied() == empty
 
 
+def test_adalora_on_a_reduced_base_trains_its_triplets_alone(tiny_base: Path) -> None:
+    """PEFT thaws the numbers it divides by where it casts them to the base's precision."""
+    model = load_model(tiny_base, dtype=torch.bfloat16)
+    trainable = inject_adapter_(model, lora=METHODS["AdaLoRA"].settings(), seed=1)
+    wanted = {name for group in trainable.groups for name in group.parameter_names}
+    assert {name for name, p in trainable.model.named_parameters() if p.requires_grad} == wanted
+
+
 def test_adalora_that_has_no_steps_and_state_of_another_method_are_refused(tiny_base: Path) -> None:
     trainable = inject_adapter_(load_model(tiny_base, dtype=torch.float32), lora=METHODS["AdaLoRA"].settings(), seed=1)
     assert trainable.allocation is not None

@@ -130,5 +130,5 @@ def test_trained_adalora_tells_its_final_ranks(train_apart: Train, make_folder: 
     assert train_apart(folder, **WISHES["adalora"]) == 0
     details = json.loads((folder / "adapter" / "manifest.json").read_text(encoding="utf-8"))["details"]
     ranks = details["final_ranks"]
-    assert len(ranks) == (2 + 1) * 4  # of the vision tower's two layers the last is not used
+    assert len(set(ranks.values())) > 1
     assert sum(ranks.values()) == 2 * len(ranks)
