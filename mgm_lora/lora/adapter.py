@@ -7,13 +7,14 @@ adapter was trained.
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils.warning import PeftWarning
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -38,10 +39,7 @@ def save_adapter(model: nn.Module, *, folder: Path) -> None:
     `PeftModel.from_pretrained(language_model, folder / "language_model")` reads it, without mgm-lora.
     """
     if isinstance(model, PeftModel):
-        with saved_form(model) as state, warnings.catch_warnings():
-            if isinstance(model.peft_config[ADAPTER_NAME], AdaLoraConfig):
-                # PEFT takes a module that has no rank left for a share of ZeRO-3's
-                warnings.filterwarnings("ignore", message=".*invalid shape", category=PeftWarning)
+        with saved_form(model) as state, _without_false_alarms():
             only = [ADAPTER_NAME]
             model.save_pretrained(str(folder), selected_adapters=only, save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is
@@ -87,7 +85,8 @@ def load_adapter(
         if not full_parts:
             raise ArtifactError(f"'{folder}' holds neither {CONFIG_NAME} nor {FULL_PARTS_NAME}: train again")
         return model.eval()
-    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
+    with _without_false_alarms():
+        adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
     return adapted.train(False)
 
 
@@ -121,6 +120,15 @@ def stored_name(name: str) -> str:
     """What the adapter's files call a trained parameter, by its name in the adapted model or in those files: without PEFT's levels."""
     name = re.sub(rf"\.{ADAPTER_NAME}(?=\.|$)", "", plain_name(name))
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
+
+
+@contextmanager
+def _without_false_alarms() -> Iterator[None]:
+    """A block in which PEFT is silent about AdaLoRA's modules without a rank, which it takes for shares of ZeRO-3's, and about its own rank names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape: .*\(0, ")
+        warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
+        yield
 
 
 def _quantization_of(manifest: Manifest) -> Quantization:
