@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test check format bench base report mlflow flow lock clean
+.PHONY: help install demo test stress check format bench base report mlflow flow lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ demo: install ## the whole pipeline on the embedded data, then its table and whe
 
 test: install ## the tests
 	@"$(BIN)/pytest" $(OPTIONS)
+
+stress: install ## kill stages at random moments, 20 rounds, written into docs/stress.md (STRESS_ROUNDS=, STRESS_SEED=)
+	@"$(BIN)/pytest" tests/stress.py -s $(OPTIONS)
 
 check: install ## lint, format, types, and which package may import which
 	@echo "ruff check"; "$(BIN)/ruff" check .

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "lean_step": "our step against the plain way: time really taken at a middle size, traced peaks (3 minutes)",
     "padding": "padding and tokens a second of plain order, grouped and packed (4 minutes)",
     "believed": "what plans say against what real steps hold (some minutes)",
+    "methods": "what every LoRA method holds: fresh, disabled, saved, merged, beside another (2 minutes)",
     "import_data": "a million rows imported: memory, and the picture scan against bare decoding (7 minutes)",
     "full_size": "steps of MGM-2B's real size, really run: needs 14 GB of free memory (7 minutes)",
 }

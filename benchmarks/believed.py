@@ -24,12 +24,13 @@ from benchmarks.sizes import (
     samples,
     training_settings,
 )
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.measuring import measure_steps
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import Device, make_trainable_, trace_step
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 _MIB = 2**20
 

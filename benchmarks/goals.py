@@ -13,11 +13,12 @@ import torch
 
 from benchmarks.findings import GIB, Findings, Goal, Table, gib, part_rows
 from benchmarks.sizes import EVERY_PART, full_settings, lora_settings, mgm_2b, samples, training_settings
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.plan import with_margins
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import TracedStep, trace_step
-from mgm_lora.settings import FullSettings, LoraSettings, MemorySettings, read_settings
+from mgm_lora.settings import MemorySettings, read_settings
 
 CARD_GIB = 24.0
 LENGTH = 2048

@@ -27,12 +27,12 @@ from benchmarks.sizes import (
 )
 from benchmarks.step import PreparedStep, prepare_lean, prepare_plain
 from benchmarks.traced import trace_plain_step
+from mgm_lora.arm_settings import CheckpointedPart
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import trace_step
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import CheckpointedPart
 
 NUM_ROUNDS = 7
 REAL = samples(8, 2048)

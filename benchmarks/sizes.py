@@ -10,10 +10,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from mgm_lora.arm_settings import CheckpointedPart, FullSettings, LoraSettings
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import CheckpointedPart, FullSettings, LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 RANK = 16
 FOUR_POINTS = ("language_attention", "language_mlp", "vision_attention", "projector")

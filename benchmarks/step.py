@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain import PlainMGM, make_plain_
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.tracing import make_trainable_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import torch
 
 from benchmarks.plain import PlainMGM
 from benchmarks.step import prepare_plain
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.memory.counting import BATCH, OPTIMIZER_STEP, LiveBytes
 from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.memory.tracing import Device
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 
 def trace_plain_step(

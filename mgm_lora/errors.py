@@ -58,6 +58,10 @@ class TrainingError(MgmLoraError, RuntimeError):
     exit_code = 3
 
 
+class BrokenLossError(TrainingError, ArithmeticError):
+    """The loss is no number any more, or has jumped further than the settings allow."""
+
+
 class ContractError(TrainingError):
     """What trained, changed or was saved is not what was asked for; the parameters are named."""
 
@@ -74,6 +78,12 @@ class RegistryError(MgmLoraError, LookupError):
 
 class StorageError(MgmLoraError, OSError):
     """The output can't be written: no space, no permission."""
+
+    exit_code = 4
+
+
+class BusyCardError(MgmLoraError, BlockingIOError):
+    """Another process trains on the card."""
 
     exit_code = 4
 

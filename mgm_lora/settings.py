@@ -6,25 +6,17 @@ value that can only be judged against those (does a point match a module?) is ju
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.errors import SettingsError
+from mgm_lora.sections import RelativePath, Section, Share
 
-POINT_NAMES = ("language_attention", "language_mlp", "vision_attention", "projector", "mining")
-PART_NAMES = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")
-
-PartName = Literal["language_model", "vision_tower", "vision_tower_aux", "projector", "mining"]
-CheckpointedPart = Literal["language_model", "vision_tower", "vision_tower_aux", "mining"]
-OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
-Auto = Literal["auto"]
 ConversationName = Literal["gemma", "vicuna_v1", "llama_2", "llama_3", "mixtral", "chatml"]
-RelativePath = Annotated[Path, Field(strict=False)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def read_settings(path: Path) -> "Settings":
@@ -45,12 +37,6 @@ def read_settings(path: Path) -> "Settings":
         return Settings.model_validate(entries)
     except ValidationError as error:
         raise SettingsError(_explain(error, path=path)) from error
-
-
-class Section(BaseModel):
-    """A frozen section: unknown entries are errors, text is no number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class BaseSettings(Section):
@@ -115,140 +101,6 @@ class ValidationSettings(Section):
     """Threads that decode pictures; 0: one per core."""
 
 
-class PointSettings(Section):
-    """One application point."""
-
-    mode: Literal["off", "lora", "full"]
-    """Left alone, given a low-rank update, or trained in full."""
-    rank: int = Field(default=16, ge=1)
-    """Rank r of the update (alpha/r) B A; read when mode is lora."""
-    alpha: float = Field(default=32.0, gt=0.0)
-    """Scale of the update; read when mode is lora."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the update's input; read when mode is lora."""
-    method: Literal["lora", "rslora"] = "lora"
-    """Scale alpha/r, or alpha/sqrt(r) (rsLoRA, arXiv 2312.03732); read when mode is lora."""
-    learning_rate: LearningRate | None = None
-    """The point's own learning rate; none: the arm's."""
-
-
-class StepSettings(Section):
-    """How an arm's training step is run on a card. The plan fills in what is `auto`: the largest micro batch, then the cheapest of the rest."""
-
-    micro_batch_size: Auto | Annotated[int, Field(ge=1)] = "auto"
-    """Samples per forward pass on a card."""
-    checkpointing: Auto | Annotated[tuple[CheckpointedPart, ...], Field(strict=False)] = "auto"
-    """Parts whose activations are computed again in the backward pass instead of kept."""
-    offload_activations: Auto | bool = "auto"
-    """Keep the checkpointed layers' inputs in the machine's memory; auto: only if nothing else fits."""
-    loss_chunk: Auto | Annotated[int, Field(ge=1)] = "auto"
-    """Labelled tokens whose logits exist at once."""
-    quantization: Literal["none", "nf4", "auto"] = "none"
-    """The frozen language model in 4 bit (QLoRA, arXiv 2305.14314); auto: only if nothing else fits, since it changes the result."""
-    optimizer: OptimizerName = "adamw"
-    """AdamW with 32-bit or 8-bit moments (arXiv 2110.02861); paged: its state may leave the card when memory is short."""
-    engine: Literal["torch", "deepspeed"] = "torch"
-    """What runs the step."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed's ZeRO stage (arXiv 1910.02054): 1 shares the optimizer's state among the cards, 2 the gradients too, 3 the weights too."""
-    offload_optimizer: bool = False
-    """DeepSpeed keeps the optimizer's state, and steps, in the machine's memory."""
-    offload_parameters: bool = False
-    """DeepSpeed keeps the weights in the machine's memory (ZeRO-3)."""
-    num_cards: int = Field(default=1, ge=1)
-    """Cards (or, without one, processes) over all hosts."""
-    hostfile: RelativePath | None = None
-    """DeepSpeed's list of hosts, a line `name slots=cards` each; none: this machine alone."""
-
-    @model_validator(mode="after")
-    def _knobs_fit(self) -> Self:
-        problems = []
-        if self.engine == "torch":
-            unused = ("zero_stage", "offload_optimizer", "offload_parameters", "hostfile")
-            asked = [name for name in unused if getattr(self, name)] + (["num_cards"] if self.num_cards > 1 else [])
-            if asked:
-                problems.append(f"{', '.join(asked)} need engine deepspeed: set it, or leave them out")
-        elif self.optimizer != "adamw":
-            problems.append(
-                f"engine deepspeed has its own AdamW, found optimizer {self.optimizer}: set adamw, or engine torch"
-            )
-        if self.zero_stage == 3 and self.quantization != "none":
-            problems.append(
-                f"ZeRO-3 can't share 4-bit weights, found quantization {self.quantization}: set zero_stage to 2 or less, or quantization to none"
-            )
-        if self.offload_parameters and self.zero_stage != 3:
-            problems.append(f"offload_parameters needs zero_stage 3, found {self.zero_stage}")
-        if self.offload_optimizer and self.zero_stage == 0:
-            problems.append("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
-class LoraSettings(Section):
-    """The arm `lora`: what is adapted, and how fast."""
-
-    learning_rate: LearningRate
-    """Of all points that have none of their own."""
-    step: StepSettings = StepSettings()
-    """How its training step is run."""
-    language_attention: PointSettings
-    """q, k, v, o of the language model's attention."""
-    language_mlp: PointSettings
-    """gate, up, down of the language model's MLP."""
-    vision_attention: PointSettings
-    """q, k, v, out of CLIP's attention, the last (unused) layer left out."""
-    projector: PointSettings
-    """The two linear maps of `mm_projector`."""
-    mining: PointSettings
-    """The three linear maps of patch-info-mining."""
-
-    def points(self) -> dict[str, PointSettings]:
-        """The points that are not off, by name."""
-        points = {name: getattr(self, name) for name in POINT_NAMES}
-        return {name: point for name, point in points.items() if point.mode != "off"}
-
-    @model_validator(mode="after")
-    def _something_is_trained(self) -> Self:
-        if not self.points():
-            raise ValueError("every application point is off, so nothing would be trained: set one to lora or full")
-        return self
-
-    @model_validator(mode="after")
-    def _packed_weights_stay_frozen(self) -> Self:
-        whole = [
-            name
-            for name in ("language_attention", "language_mlp")
-            if name in self.points() and self.points()[name].mode == "full"
-        ]
-        if whole and self.step.quantization != "none":
-            raise ValueError(
-                f"step.quantization is {self.step.quantization}, but 4-bit weights can't be trained in full, and {' and '.join(whole)} should be:"
-                " set quantization to none, or their mode to lora"
-            )
-        return self
-
-
-class FullSettings(Section):
-    """The arm `full`: the fine-tune that LoRA is compared with."""
-
-    learning_rate: LearningRate
-    """Of all trained parts."""
-    parts: tuple[PartName, ...] = Field(strict=False, min_length=1)
-    """What is trained; the published recipe trains language_model, projector and mining."""
-    step: StepSettings = StepSettings()
-    """How its training step is run."""
-
-    @model_validator(mode="after")
-    def _trains_whole_weights(self) -> Self:
-        if self.step.quantization != "none":
-            raise ValueError(
-                f"step.quantization is {self.step.quantization}, but 4-bit weights can't be trained in full: set it to none,"
-                " and take engine deepspeed with zero_stage 2 and offload_optimizer, or optimizer adamw_8bit, to save memory"
-            )
-        return self
-
-
 class MemorySettings(Section):
     """What a card holds, and what of it a step must leave free."""
 
@@ -293,6 +145,15 @@ class TrainingSettings(Section):
     """Held-out samples in that loss: the first ones of the file."""
     checkpoints: int = Field(ge=0)
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
+
+
+class GuardSettings(Section):
+    """What ends or holds up a training and changes nothing of what it ends in: no stage runs anew when it is changed."""
+
+    busy_card: Literal["wait", "fail"]
+    """What a trainer does whose card another one holds."""
+    max_loss_spike: float | None = Field(default=None, gt=1.0)
+    """Ends the training at a step whose loss is above this many times the median of the last 50; none: only where it is no number."""
 
 
 class PrecisionBounds(Section):
@@ -361,6 +222,7 @@ class Settings(Section):
     full: FullSettings
     memory: MemorySettings
     training: TrainingSettings
+    guards: GuardSettings
     merging: MergingSettings
     evaluation: EvaluationSettings
     comparison: ComparisonSettings

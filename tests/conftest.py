@@ -1,7 +1,7 @@
 """What tests of several parts share: the goldens, a tiny random checkpoint with its tokenizer, pictures."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,20 @@ from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.families import published_config
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.training.card_lock import FOLDER_VARIABLE
+
+from .small_project import make_project, run_in
 
 GOLDENS = Path(__file__).parent / "goldens"
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests don't wait for what else trains on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -90,6 +101,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_config: MGMConfig) 
     save_model(model, folder=folder)
     MGMProcessor(letter_tokenizer(), config=tiny_config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole_project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A small project after `dvc repro`. Leave it as it was."""
+    project = make_project(tmp_path_factory.mktemp("project"), base=tiny_base)
+    run_in(project, ["dvc", "repro"])
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,15 @@
 import base64
 import contextlib
 import json
-import shutil
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
-from .conftest import ROOT
+from .small_project import ROOT, run_in, try_in, write_params
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "grey": (120, 120, 120)}
 ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
 STAGES = {
     "validate",
@@ -33,22 +29,10 @@ STAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """A user's clone after `dvc repro`: our code and dvc.yaml, their own pictures and base."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("mgm_lora", "tasks", "flows"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "requirements.lock", ".dvcignore"):
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(tiny_base, folder / "data" / "base")
-    for number, part in enumerate(("train", "heldout", "known")):
-        _write_samples(folder / "data", part, num_samples=(48, 24, 16)[number], shade=number)
-    _write_params(folder)
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data"]):
-        _run(command, folder)
-    _run(["dvc", "repro"], folder)
-    return folder
+@pytest.fixture
+def project(whole_project: Path) -> Path:
+    """A user's clone after `dvc repro`."""
+    return whole_project
 
 
 def test_every_stage_leaves_what_it_says(project: Path) -> None:
@@ -75,19 +59,19 @@ def test_every_stage_leaves_what_it_says(project: Path) -> None:
 
 
 def test_again_nothing_runs(project: Path) -> None:
-    assert _stages_run(_run(["dvc", "repro"], project)) == set()
+    assert _stages_run(run_in(project, ["dvc", "repro"])) == set()
 
 
 def test_summary_prints_every_arm_and_where_to_look(project: Path) -> None:
-    told = _run([sys.executable, "-m", "mgm_lora", "summary"], project)
+    told = run_in(project, [sys.executable, "-m", "mgm_lora", "summary"])
     for word in ("base", "LoRA", "merged", "full", "reports/comparison.html", "make mlflow"):
         assert word in told
 
 
 def test_ask_answers_alike_from_folder_and_registry(project: Path) -> None:
     ask = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what color is it?"]
-    by_folder = _run([*ask, "--adapter", "artifacts/trained/lora", "--max-new-tokens", "8"], project)
-    by_alias = _run([*ask, "--adapter", "models:/demo@challenger", "--max-new-tokens", "8"], project)
+    by_folder = run_in(project, [*ask, "--adapter", "artifacts/trained/lora", "--max-new-tokens", "8"])
+    by_alias = run_in(project, [*ask, "--adapter", "models:/demo@challenger", "--max-new-tokens", "8"])
     assert by_folder == by_alias
 
 
@@ -106,7 +90,7 @@ def test_registered_version_predicts_as_the_adapter_scored(project: Path) -> Non
         "picture": [base64.b64encode(file.read_bytes()).decode() for file in files],
         "question": list(rows["question"]),
     }
-    told = _run([sys.executable, "-c", code, json.dumps(asked)], project)
+    told = run_in(project, [sys.executable, "-c", code, json.dumps(asked)])
     answers = json.loads(
         next(line for line in told.splitlines() if line.startswith("ANSWERS ")).removeprefix("ANSWERS ")
     )
@@ -119,7 +103,8 @@ def test_changed_base_is_refused_in_one_line(project: Path) -> None:
     config.unlink()  # it may be a link into DVC's cache
     config.write_bytes(before.replace(b'"max_length": 128', b'"max_length": 127'))
     try:
-        done = _try(
+        done = try_in(
+            project,
             [
                 sys.executable,
                 "-m",
@@ -130,7 +115,6 @@ def test_changed_base_is_refused_in_one_line(project: Path) -> None:
                 "--adapter",
                 "models:/demo@challenger",
             ],
-            project,
         )
     finally:
         config.write_bytes(before)
@@ -152,7 +136,7 @@ def test_changed_base_is_refused_in_one_line(project: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_line(project: Path, arguments: list[str], code: int, told: str) -> None:
-    done = _try([sys.executable, "-m", "mgm_lora", *arguments], project)
+    done = try_in(project, [sys.executable, "-m", "mgm_lora", *arguments])
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -161,15 +145,15 @@ def test_bad_input_is_one_clear_line(project: Path, arguments: list[str], code: 
 def test_missing_base_is_told_before_any_work(project: Path) -> None:
     folder = _changed(project, {"base": {"model": "data/nothing"}})
     try:
-        done = _try([sys.executable, "-m", "mgm_lora", "train", "--arm", "lora"], folder)
+        done = try_in(folder, [sys.executable, "-m", "mgm_lora", "train", "--arm", "lora"])
     finally:
-        _write_params(project)
+        write_params(project)
     assert done.returncode == 2
     assert "no checkpoint at 'data/nothing'" in done.stderr or "no folder 'data/nothing'" in done.stderr
 
 
 def test_help_teaches() -> None:
-    told = _run([sys.executable, "-m", "mgm_lora", "--help"], ROOT)
+    told = run_in(ROOT, [sys.executable, "-m", "mgm_lora", "--help"])
     for word in ("dvc repro", "validate", "train", "merge", "evaluate", "compare", "register", "ask", "summary"):
         assert word in told
 
@@ -187,22 +171,22 @@ def test_help_teaches() -> None:
     ids=["of the report", "larger card", "rank of a point"],
 )
 def test_a_changed_entry_runs_only_what_depends_on_it(project: Path, change: dict[str, Any], runs: set[str]) -> None:
-    _run(["dvc", "repro"], project)
-    _write_params(project, change)
+    run_in(project, ["dvc", "repro"])
+    write_params(project, change)
     try:
-        assert _stages_run(_run(["dvc", "repro"], project)) == runs
+        assert _stages_run(run_in(project, ["dvc", "repro"])) == runs
     finally:
-        _write_params(project)
+        write_params(project)
 
 
 def test_two_ranks_under_deepspeed_train_what_one_process_does(project: Path) -> None:
-    _run(["dvc", "repro"], project)
+    run_in(project, ["dvc", "repro"])
     alone = _read_json(project / "metrics" / "train-lora.json")
     before = _num_runs(project)
     step = {"micro_batch_size": 2, "engine": "deepspeed", "zero_stage": 2, "num_cards": 2}
-    _write_params(project, {"lora": {"step": step}})
+    write_params(project, {"lora": {"step": step}})
     try:
-        _run(["dvc", "repro", "train@lora"], project)
+        run_in(project, ["dvc", "repro", "train@lora"])
         together = _read_json(project / "metrics" / "train-lora.json")
         assert together["heldout_loss"] == pytest.approx(alone["heldout_loss"], rel=1e-3)
         assert together["step_memory_gib"] == pytest.approx(together["planned_memory_gib"], rel=0.05)
@@ -210,8 +194,8 @@ def test_two_ranks_under_deepspeed_train_what_one_process_does(project: Path) ->
         assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 2)
         assert _num_runs(project) == before + 1  # not one per rank
     finally:
-        _write_params(project)
-        _run(["dvc", "repro"], project)
+        write_params(project)
+        run_in(project, ["dvc", "repro"])
 
 
 def _read_json(path: Path) -> Any:
@@ -223,72 +207,10 @@ def _num_runs(project: Path) -> int:
         return int(store.execute("select count(*) from runs").fetchone()[0])
 
 
-def _write_samples(data: Path, part: str, *, num_samples: int, shade: int) -> None:
-    from PIL import Image
-
-    rows = []
-    names = list(COLOURS)
-    folder = data / "pictures" / part
-    folder.mkdir(parents=True)
-    for number in range(num_samples):
-        name = names[number % 4]
-        picture = Image.new("RGB", (32, 32), COLOURS[name])
-        picture.paste((250, 250, 250 - shade), (1 + number % 11, 1 + number // 11, 6 + number % 11, 6 + number // 11))
-        picture.save(folder / f"{number}.png")
-        turns = [{"from": "human", "value": "<image>\nwhat color is it?"}, {"from": "gpt", "value": name}]
-        rows.append(
-            {
-                "id": f"{part}-{number}",
-                "image": f"{part}/{number}.png",
-                "question_type": "colour",
-                "conversations": turns,
-            }
-        )
-    (data / "instructions").mkdir(exist_ok=True)
-    (data / "instructions" / f"{part}.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
-def _write_params(folder: Path, change: dict[str, Any] | None = None) -> None:
-    entries = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    small: dict[str, dict[str, Any]] = {
-        "training": {
-            "num_epochs": 2,
-            "global_batch_size": 8,
-            "evaluations": 2,
-            "checkpoints": 1,
-        },
-        "merging": {"num_probe_samples": 4},
-        "evaluation": {"score_types": ["colour"], "num_resamples": 200},
-        "registry": {"model_name": "demo"},
-    }
-    for name, section in [*small.items(), *(change or {}).items()]:
-        entries[name] |= section
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(entries, file)
-
-
 def _changed(project: Path, change: dict[str, Any]) -> Path:
-    _write_params(project, change)
+    write_params(project, change)
     return project
 
 
 def _stages_run(told: str) -> set[str]:
     return {line.split("'")[1] for line in told.splitlines() if line.startswith("Running stage")}
-
-
-def _run(command: list[str], folder: Path) -> str:
-    done = _try(command, folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-def _try(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    import os
-
-    programs = str(Path(sys.executable).parent)
-    # without what MLflow sets for child processes when another test opens a store of its own
-    inherited = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
-    environment = {**inherited, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )

@@ -6,6 +6,9 @@ adapter was trained.
 
 import json
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from mgm_lora.artifacts import Manifest, read_manifest, write_json
 from mgm_lora.errors import ArtifactError, BaseChangedError
-from mgm_lora.lora.injection import ADAPTER_NAME
+from mgm_lora.lora.methods import ADAPTER_NAME, saved_form
 from mgm_lora.model.base import Quantization
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.sources import check_keys
@@ -36,7 +39,9 @@ def save_adapter(model: nn.Module, *, folder: Path) -> None:
     `PeftModel.from_pretrained(language_model, folder / "language_model")` reads it, without mgm-lora.
     """
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with saved_form(model) as state, _without_false_alarms():
+            only = [ADAPTER_NAME]
+            model.save_pretrained(str(folder), selected_adapters=only, save_embedding_layers=False, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form; the manifest says what it is
         _save_language_part(folder)
     full_parts = _full_parts(model)
@@ -80,7 +85,8 @@ def load_adapter(
         if not full_parts:
             raise ArtifactError(f"'{folder}' holds neither {CONFIG_NAME} nor {FULL_PARTS_NAME}: train again")
         return model.eval()
-    adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
+    with _without_false_alarms():
+        adapted = PeftModel.from_pretrained(model, str(folder), adapter_name=ADAPTER_NAME)
     return adapted.train(False)
 
 
@@ -116,6 +122,15 @@ def stored_name(name: str) -> str:
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
+@contextmanager
+def _without_false_alarms() -> Iterator[None]:
+    """A block in which PEFT is silent about AdaLoRA's modules without a rank, which it takes for shares of ZeRO-3's, and about its own rank names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape: .*\(0, ")
+        warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match .*\.lora_E'")
+        yield
+
+
 def _quantization_of(manifest: Manifest) -> Quantization:
     return "nf4" if manifest.details.get("quantization", "none") == "nf4" else "none"
 
@@ -145,12 +160,13 @@ def _save_language_part(folder: Path) -> None:
         return
     config: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     pattern_head = rf"{_LANGUAGE_MODEL}\."
-    for name in ("rank_pattern", "alpha_pattern"):
-        of_points = config[name].items()
-        config[name] = {
-            key.removeprefix(pattern_head): value for key, value in of_points if key.startswith(pattern_head)
-        }
-    config["target_modules"] = "|".join(config["rank_pattern"])
+    for name, heads in (("rank_pattern", (pattern_head, f"{_LANGUAGE_MODEL}.")), ("alpha_pattern", (pattern_head,))):
+        of_points = (
+            config[name] or {}
+        ).items()  # adalora's ranks are by name, not by pattern; none where none were taken away
+        found = {head: {k.removeprefix(head): v for k, v in of_points if k.startswith(head)} for head in heads}
+        config[name] = {key: value for head in heads for key, value in found[head].items()} or None
+    config["target_modules"] = "|".join(config["alpha_pattern"])
     config["auto_mapping"] = None  # names the whole MGM's class
     (folder / _LANGUAGE_MODEL).mkdir(exist_ok=True)
     write_json(folder / _LANGUAGE_MODEL / CONFIG_NAME, config)

@@ -5,22 +5,25 @@ steps vanish in bfloat16. It knows names, not optimizers or data.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 
+from mgm_lora.arm_settings import AdaLoraSettings, FullSettings, LoraSettings
 from mgm_lora.errors import SettingsError, TrainingError
+from mgm_lora.lora.allocation import RankAllocation
+from mgm_lora.lora.methods import ADAPTER_NAME, INITIAL_NAME, begin_from_weights_, peft_config
 from mgm_lora.lora.points import ResolvedPoint, resolve_points
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import FullSettings, LoraSettings
 
-ADAPTER_NAME = "default"
+OF_B = ".B"
+"""Ends the name of a group that holds a point's B alone."""
 _PARTS = {
     "language_model": r"language_model\..*",
     "vision_tower": r"vision_tower\.(embeddings|pre_layrnorm|encoder\.layers\.{used_vision_layers})\..*",
@@ -47,6 +50,8 @@ class TrainableModel:
     model: nn.Module
     groups: tuple[TrainableGroup, ...]
     points: tuple[ResolvedPoint, ...]
+    allocation: RankAllocation | None = None
+    """Who takes ranks away on the way; none: nobody does."""
 
     @property
     def mgm(self) -> MGMForConditionalGeneration:
@@ -59,6 +64,26 @@ class TrainableModel:
     def num_trainable(self) -> int:
         """Parameters that are trained."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def method_state(self) -> dict[str, Tensor]:
+        """What a training must keep, beside the trained parameters and the optimizer's state, to go on from where it was."""
+        initial = {name: p.detach() for name, p in self.model.named_parameters() if f".{INITIAL_NAME}." in name}
+        return initial | (self.allocation.state() if self.allocation else {})
+
+    def load_method_state_(self, state: Mapping[str, Tensor]) -> None:
+        """In place: goes on from a `method_state`; raises TrainingError where it is that of other methods."""
+        parameters = dict(self.model.named_parameters())
+        initial = {name for name in parameters if f".{INITIAL_NAME}." in name}
+        rest = {name: value for name, value in state.items() if name not in initial}
+        if not initial <= state.keys() or (rest and self.allocation is None):
+            raise TrainingError(
+                "the checkpoint's state is that of other methods: delete the checkpoint and train again"
+            )
+        with torch.no_grad():
+            for name in initial:
+                parameters[name].copy_(state[name])
+        if self.allocation is not None:
+            self.allocation.load_state_(rest)
 
 
 def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, seed: int) -> TrainableModel:
@@ -74,11 +99,19 @@ def inject_adapter_(model: MGMForConditionalGeneration, *, lora: LoraSettings, s
     model.requires_grad_(False)
     low_rank = [point for point in points if point.settings.mode == "lora"]
     set_seed(seed)  # before the adapters are built, not when the trainer starts
-    wrapped = get_peft_model(model, lora_config(low_rank, base_name=model.name_or_path or None)) if low_rank else model
+    wrapped: nn.Module = model
+    allocation = None
+    if low_rank:
+        config = peft_config(low_rank, base_name=model.name_or_path or None, budget=lora.adalora)
+        adapted = wrapped = get_peft_model(model, config)
+        _check_adapted(adapted, low_rank)
+        begin_from_weights_(adapted, low_rank)
+        if lora.points_with("adalora"):
+            _freeze_rank_counts_(adapted)
+            allocation = RankAllocation(adapted, budget=lora.adalora or AdaLoraSettings())
     _set_dropouts_(wrapped, low_rank)
-    _check_adapted(wrapped, low_rank)
-    groups = [_trainable_group_(wrapped, point, default=lora.learning_rate) for point in points]
-    return TrainableModel(model=wrapped, groups=tuple(groups), points=tuple(points))
+    groups = [group for point in points for group in _trainable_groups_(wrapped, point, default=lora.learning_rate)]
+    return TrainableModel(model=wrapped, groups=tuple(groups), points=tuple(points), allocation=allocation)
 
 
 def thaw_parts_(model: MGMForConditionalGeneration, *, full: FullSettings, seed: int) -> TrainableModel:
@@ -105,18 +138,6 @@ def keep_inputs_reduced_(model: nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def lora_config(points: Sequence[ResolvedPoint], *, base_name: str | None) -> LoraConfig:
-    """PEFT's configuration of the points: one full-path pattern, with rank and alpha per point."""
-    return LoraConfig(
-        r=points[0].settings.rank,
-        lora_alpha=points[0].settings.alpha,  # type: ignore[arg-type]
-        target_modules="|".join(point.pattern for point in points),
-        rank_pattern={point.pattern: point.settings.rank for point in points},
-        alpha_pattern={point.pattern: _effective_alpha(point) for point in points},
-        base_model_name_or_path=base_name,
-    )
-
-
 def _check_full_points(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
     def is_packed(point: ResolvedPoint) -> bool:
         return any(not model.get_parameter(f"{name}.weight").is_floating_point() for name in point.module_names)
@@ -129,10 +150,11 @@ def _check_full_points(model: nn.Module, points: Sequence[ResolvedPoint]) -> Non
         )
 
 
-def _effective_alpha(point: ResolvedPoint) -> float:
-    # rsLoRA scales by alpha/sqrt(r) instead of alpha/r; PEFT's own switch is for all modules at once.
-    settings = point.settings
-    return settings.alpha * settings.rank**0.5 if settings.method == "rslora" else settings.alpha
+def _freeze_rank_counts_(model: PeftModel) -> None:
+    """In place: PEFT freezes the numbers that AdaLoRA divides by, and thaws them again where it casts them to a reduced base's precision."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
 
 
 def _set_dropouts_(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
@@ -144,9 +166,9 @@ def _set_dropouts_(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
                 module.lora_dropout[ADAPTER_NAME] = nn.Dropout(point.settings.dropout)
 
 
-def _check_adapted(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
+def _check_adapted(model: PeftModel, points: Sequence[ResolvedPoint]) -> None:
     wanted = {name for point in points for name in point.module_names}
-    adapted = set(model.targeted_module_names) if isinstance(model, PeftModel) else set()
+    adapted = set(model.targeted_module_names)
     if adapted != wanted:
         raise TrainingError(
             f"PEFT adapted {len(adapted)} modules, resolved were {len(wanted)};"
@@ -154,18 +176,24 @@ def _check_adapted(model: nn.Module, points: Sequence[ResolvedPoint]) -> None:
         )
 
 
-def _trainable_group_(model: nn.Module, point: ResolvedPoint, *, default: float) -> TrainableGroup:
-    """In place: thaws a point that is trained in full; the parameters of the point."""
+def _trainable_groups_(model: nn.Module, point: ResolvedPoint, *, default: float) -> list[TrainableGroup]:
+    """In place: thaws a point that is trained in full; the parameters of the point, B's apart where they learn at another rate."""
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""
     starts = tuple(f"{prefix}{name}." for name in point.module_names)
     names = [name for name, _ in model.named_parameters() if name.startswith(starts)]
     if point.settings.mode == "lora":
-        names = [name for name in names if ".lora_" in name]
+        names = [name for name in names if ".lora_" in name and f".{INITIAL_NAME}." not in name]
     else:
         names = [name for name in names if not name.endswith("vlm_uni_aux_projector.1.bias")]  # see _PARTS
     _thaw_(model, names)
     rate = default if point.settings.learning_rate is None else point.settings.learning_rate
-    return TrainableGroup(name=point.name, learning_rate=rate, parameter_names=tuple(names))
+    faster = [name for name in names if ".lora_B." in name] if point.settings.loraplus_ratio != 1.0 else []
+    rest = tuple(name for name in names if name not in set(faster))
+    groups = [TrainableGroup(name=point.name, learning_rate=rate, parameter_names=rest)]
+    if faster:
+        rate_of_b = rate * point.settings.loraplus_ratio
+        groups.append(TrainableGroup(f"{point.name}{OF_B}", learning_rate=rate_of_b, parameter_names=tuple(faster)))
+    return groups
 
 
 def _thaw_(model: nn.Module, names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 It doesn't decide anything.
 """
 
-from mgm_lora.lora.injection import TrainableGroup, TrainableModel
+from mgm_lora.lora.injection import OF_B, TrainableGroup, TrainableModel
 
 _COLUMNS = ("trained", "how", "modules", "parameters", "share", "learning rate")
 
@@ -38,7 +38,7 @@ def _num_modules(group: TrainableGroup, *, trainable: TrainableModel) -> int:
 
 def _how(group: TrainableGroup, *, trainable: TrainableModel) -> str:
     for point in trainable.points:
-        if point.name == group.name and point.settings.mode == "lora":
+        if point.name == group.name.removesuffix(OF_B) and point.settings.mode == "lora":
             return f"{point.settings.method}, rank {point.settings.rank}, alpha {point.settings.alpha:g}"
     return "in full"
 

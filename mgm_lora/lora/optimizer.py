@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from mgm_lora.arm_settings import OptimizerName
 from mgm_lora.errors import SettingsError
 from mgm_lora.lora.injection import TrainableGroup, TrainableModel
-from mgm_lora.settings import OptimizerName
 
 logger = logging.getLogger(__name__)
 Groups = list[dict[str, Any]]

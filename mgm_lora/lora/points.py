@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mgm_lora.arm_settings import PointSettings
 from mgm_lora.errors import NoMatchingModuleError, SettingsError
 from mgm_lora.model.families import fused_experts
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import PointSettings
 
 _PATTERNS = {
-    "language_attention": r"language_model\.model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
-    "language_mlp": r"language_model\.model\.layers\.\d+\.mlp\.(gate|up|down)_proj",
-    "vision_attention": r"vision_tower\.encoder\.layers\.{used_vision_layers}\.self_attn\.(q_proj|k_proj|v_proj|out_proj)",
+    "language_attention": r"language_model\.model\.layers\.{layers}\.self_attn\.(q|k|v|o)_proj",
+    "language_mlp": r"language_model\.model\.layers\.{layers}\.mlp\.(gate|up|down)_proj",
+    "vision_attention": r"vision_tower\.encoder\.layers\.{layers}\.self_attn\.(q_proj|k_proj|v_proj|out_proj)",
     "projector": r"mm_projector\.(0|2)",
     "mining": r"vlm_uni_(query|aux|val)_projector\.1",
 }
@@ -47,17 +47,19 @@ def resolve_points(
     Args:
         model: not yet wrapped.
         points: those that are not off, by name.
-        patterns: full-path patterns by point, where a model family has other names than the table above.
+        patterns: full-path patterns by point, where a model family has other names than the table above; `{layers}` stands for the
+            point's layers.
 
     Raises:
         NoMatchingModuleError: a point names no linear module; all such points are told, with the nearest names.
-        SettingsError: a rank is larger than a layer that it is for.
+        SettingsError: a rank is larger than a layer that it is for, or a layer range goes beyond the last one.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    _check_layers(points, model=model)
     table = {**_PATTERNS, **(patterns or {})}
     resolved, problems = [], []
     for name, settings in points.items():
-        pattern = table[name].replace("{used_vision_layers}", _used_vision_layers(model))
+        pattern = table[name].replace("{layers}", _layers(name, settings=settings, model=model))
         module_names = tuple(path for path in linears if re.fullmatch(pattern, path))
         if not module_names:
             problems.append(_explain_nothing(name, pattern=pattern, linears=list(linears), model=model))
@@ -68,9 +70,29 @@ def resolve_points(
     return resolved
 
 
-def _used_vision_layers(model: MGMForConditionalGeneration) -> str:
+def _layers(name: str, *, settings: PointSettings, model: MGMForConditionalGeneration) -> str:
     # CLIP layers behind select_layer left out: their output is not used, an adapter there would be dead weight.
-    return "(" + "|".join(str(i) for i in range(model.config.num_used_vision_layers)) + ")"
+    if settings.layers is None and name != "vision_attention":
+        return r"\d+"
+    first, last = settings.layers or (0, _num_layers(name, model=model) - 1)
+    return "(" + "|".join(str(number) for number in range(first, last + 1)) + ")"
+
+
+def _num_layers(name: str, *, model: MGMForConditionalGeneration) -> int:
+    vision = name == "vision_attention"
+    return model.config.num_used_vision_layers if vision else int(model.config.text_config.num_hidden_layers)
+
+
+def _check_layers(points: Mapping[str, PointSettings], *, model: MGMForConditionalGeneration) -> None:
+    problems = []
+    for name, settings in points.items():
+        if settings.layers is not None and settings.layers[1] >= _num_layers(name, model=model):
+            unused = ", since the layers behind are not used" if name == "vision_attention" else ""
+            problems.append(
+                f"lora.{name}.layers is {list(settings.layers)}, but the last layer is {_num_layers(name, model=model) - 1}{unused}"
+            )
+    if problems:
+        raise SettingsError("; ".join(problems) + ". Layers are counted from 0, and first and last are both adapted")
 
 
 def _explain_nothing(name: str, *, pattern: str, linears: list[str], model: MGMForConditionalGeneration) -> str:

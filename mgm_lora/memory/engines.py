@@ -63,6 +63,7 @@ class TorchEngine:
     ) -> None:
         self.host_bytes = 0
         self.autocasts = training.precision == "bfloat16"
+        self._allocation = trainable.allocation
         self._parameters = _trained(trainable)
         self._max_norm = training.max_grad_norm
         self._accumulates = knobs.num_accumulated(training.global_batch_size) > 1
@@ -74,6 +75,9 @@ class TorchEngine:
         for parameter in self._parameters:
             parameter.grad = torch.empty_like(parameter)
         self._optimizer.step()
+        if self._allocation is not None:
+            self._allocation.follow_()
+            counter.track(self._allocation.state().values(), part=OPTIMIZER)
         if not self._accumulates:
             self._optimizer.zero_grad(set_to_none=True)
         counter.name_gradients()
@@ -84,6 +88,8 @@ class TorchEngine:
         with counter.naming(OPTIMIZER_STEP):
             nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
             self._optimizer.step()
+            if self._allocation is not None:
+                self._allocation.follow_()
 
     def shared(self, parts: dict[str, int]) -> dict[str, int]:
         """See Engine."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mgm_lora.settings import CheckpointedPart, OptimizerName
+from mgm_lora.arm_settings import CheckpointedPart, OptimizerName
 
 ZERO_BUCKET_NUMBERS = 2**25
 """Numbers in a bucket of DeepSpeed's: 64 MiB in bfloat16. The card holds one for gradients on their way, one more for weights under ZeRO 1 and 2;

@@ -70,6 +70,8 @@ def _step(
     for batch in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16) if reduced else nullcontext():
             loss = trainable.model(**batch).loss / len(batches)
+            if trainable.allocation is not None:
+                loss = loss + trainable.allocation.penalty() / len(batches)
         loss.backward()
         del loss
         counter.name_gradients()
@@ -77,5 +79,8 @@ def _step(
         parameters = [parameter for parameter in trainable.model.parameters() if parameter.requires_grad]
         nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimizer.step()
+        if trainable.allocation is not None:
+            trainable.allocation.follow_()
+            counter.track(trainable.allocation.state().values(), part=OPTIMIZER)
     counter.name_optimizer(optimizer)
     optimizer.zero_grad(set_to_none=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.artifacts import Manifest, new_artifact, read_manifest, write_json, write_manifest
 from mgm_lora.errors import ArtifactError, PlanError
 from mgm_lora.memory.chart import Curve, draw_peaks
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape
-from mgm_lora.settings import FullSettings, LoraSettings, MemorySettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, TrainingSettings
 
 KIND = "MemoryPlan"
 PLAN_NAME = "plan.json"

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from mgm_lora.arm_settings import CheckpointedPart, FullSettings, LoraSettings
 from mgm_lora.errors import PlanError
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.plan import (
@@ -29,7 +30,7 @@ from mgm_lora.memory.shapes import BatchShape, SampleSize, largest_batch
 from mgm_lora.memory.tracing import Device, TracedStep, trace_step
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.families import mixes_experts
-from mgm_lora.settings import CheckpointedPart, FullSettings, LoraSettings, MemorySettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, TrainingSettings
 
 logger = logging.getLogger(__name__)
 _LOSS_CHUNKS = (1024, 256, 64)

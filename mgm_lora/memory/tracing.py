@@ -21,17 +21,18 @@ from typing import Literal
 
 import torch
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
 from mgm_lora.memory.counting import BATCH, OPTIMIZER, LiveBytes
 from mgm_lora.memory.engines import Engine, make_engine
-from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_
+from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_, unpacking_fakes
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 Device = Literal["cpu", "cuda"]
 
@@ -154,9 +155,11 @@ def _step(
     batches = [make_batch(shape, config=config, device="cpu", dtype=images) for _ in range(num_accumulated)]
     for batch in batches:
         counter.track(batch.values(), part=BATCH)
-    with card_autocast() if on_card else nullcontext(), counter:
+    with card_autocast() if on_card else nullcontext(), unpacking_fakes(), counter:
         with torch.autocast("cpu", dtype=torch.bfloat16) if engine.autocasts else nullcontext():
             loss = trainable.model(**batches[-1]).loss
+            if trainable.allocation is not None:
+                loss = loss + trainable.allocation.penalty()
         loss.backward()
         del loss
         counter.name_gradients()

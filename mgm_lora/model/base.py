@@ -41,15 +41,19 @@ class Base:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What of its configuration the settings change."""
 
-    def load(self, *, quantization: Quantization = "none") -> MGMForConditionalGeneration:
-        """The model, on the card if there is one, its language model in 4 bit if asked; raises SettingsError where that can't run."""
+    def load(self, *, quantization: Quantization = "none", keep_originals: bool = False) -> MGMForConditionalGeneration:
+        """The model, on the card if there is one, its language model in 4 bit if asked; raises SettingsError where that can't run.
+
+        Args:
+            keep_originals: keep the weights before 4 bit too, in the machine's memory, for who begins with what was lost.
+        """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = load_model(self.folder, dtype=self.dtype, towers=self.towers)
         model.config = changed_config(model.config, self.changes)
         if quantization == "nf4":
             from mgm_lora.model.quantization import quantize_language_model_  # bitsandbytes takes a second to import
 
-            quantize_language_model_(model, device=device)
+            quantize_language_model_(model, device=device, keep_originals=keep_originals)
         return model.to(device)
 
     def processor(self) -> MGMProcessor:

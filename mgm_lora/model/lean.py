@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mgm_lora.settings import CheckpointedPart
+from mgm_lora.arm_settings import CheckpointedPart
 
 DEFAULT_LOSS_CHUNK = 256
 _making_host_copy: ContextVar[bool] = ContextVar("making_host_copy", default=False)

@@ -23,12 +23,15 @@ _TYPE = "nf4"
 _BLOCK_SIZES = (64, 32)
 
 
-def quantize_language_model_(model: MGMForConditionalGeneration, *, device: torch.device | None = None) -> None:
+def quantize_language_model_(
+    model: MGMForConditionalGeneration, *, device: torch.device | None = None, keep_originals: bool = False
+) -> None:
     """In place: the language model's linear maps become 4-bit ones that compute in the dtype that they had.
 
     Args:
         model: real, or on the meta device; not wrapped.
         device: where each weight is quantised and then stays; none: where it is.
+        keep_originals: keep each weight as it was beside the 4-bit one, where it is, for `pop_original`.
 
     Raises:
         SettingsError: bitsandbytes has no kernel for the device, or none for a layer's width, or the weights are mostly no linear maps.
@@ -39,7 +42,10 @@ def quantize_language_model_(model: MGMForConditionalGeneration, *, device: torc
     linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
     _check_widths(linears)
     for name, linear in linears.items():
-        layers.set_submodule(name, _quantized(linear, device=device or linear.weight.device))
+        packed: Any = _quantized(linear, device=device or linear.weight.device)
+        if keep_originals:
+            packed.original = linear.weight.data
+        layers.set_submodule(name, packed)
     _mark_(model, quantized=True)
     if any(weight.device.type == "cpu" for _, weight in quantized_weights(model)):
         logger.warning(
@@ -67,6 +73,20 @@ def dequantized(linear: nn.Module) -> nn.Linear:
     plain.weight = nn.Parameter(functional.dequantize_4bit(linear.weight.data, linear.quant_state), requires_grad=False)
     plain.bias = linear.bias
     return plain.train(linear.training)
+
+
+def pop_original(linear: nn.Module) -> Tensor | None:
+    """In place: takes the weight that a 4-bit map keeps as it was, to the map's device; none where it keeps none, or that of other 4-bit numbers."""
+    kept: Tensor | None = linear.__dict__.pop("original", None)
+    if kept is None:
+        return None
+    assert isinstance(linear, Linear4bit)
+    original = kept.to(linear.weight.device)
+    state: Any = linear.quant_state
+    packed, _ = functional.quantize_4bit(
+        original, blocksize=state.blocksize, compress_statistics=True, quant_type=_TYPE
+    )
+    return original if torch.equal(packed, linear.weight.data) else None
 
 
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Linear4bit, Tensor]]:

@@ -17,13 +17,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.artifacts import Manifest, digest_file, new_artifact, write_manifest
 from mgm_lora.errors import MgmLoraError, RegistryError
 from mgm_lora.registry.packing import pack_model
 from mgm_lora.registry.records import SUBJECT, PipelineRecord, RegistrationSources, read_pipeline
 from mgm_lora.registry.runs import Runs, link_model, quietly, write_runs
 from mgm_lora.registry.store import Store, open_store
-from mgm_lora.settings import LoraSettings, RegistrySettings
+from mgm_lora.settings import RegistrySettings
 
 logger = logging.getLogger(__name__)
 

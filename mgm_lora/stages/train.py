@@ -1,5 +1,6 @@
 """The stage `train`: one arm, from the samples and the base to its artifact."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -26,12 +27,13 @@ from mgm_lora.stages import paths
 from mgm_lora.stages.plan import planned, request_of
 from mgm_lora.training.arms import Origin, TrainingData, TrainingFigures, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
+from mgm_lora.training.card_lock import hold_cards
+from mgm_lora.training.checkpoints import has_checkpoints
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.grouping import EpochToOrder, GroupedOrder, PaddingFigures, padding_figures
 from mgm_lora.training.launch import is_first_rank, is_launched_rank, run_under_deepspeed
 from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.tracking import track_training
-from mgm_lora.training.trainer import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 ARMS = ("lora", "full")
@@ -81,6 +83,11 @@ def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
 
 
 def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
+    with hold_cards(arm, when_taken=settings.guards.busy_card):
+        _train_on_held_cards(settings, arm=arm, plan=plan)
+
+
+def _train_on_held_cards(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
     processor = base.processor()
     sections = _sections(settings, arm)
@@ -91,13 +98,14 @@ def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
     if arm == "full":
         weights = model_weights(trainable, processor=processor, dtype=base.dtype)
     origin = Origin(settings=sections, parents=parents, base=base.identity)
-    checkpoints = paths.CHECKPOINTS / f"{arm}-{origin.key[:16]}"
-    resume = newest_checkpoint(checkpoints) is not None
+    checkpoints = paths.CHECKPOINTS / f"{arm}-{_run_key(origin, knobs=plan.knobs)}"
     order = _order(settings, data=data)
     if is_first_rank():
         print(list_trainable(trainable), flush=True)
         _say_padding(_padding(settings, data=data, knobs=plan.knobs), settings=settings)
-    with _tracked(settings, arm=arm, sections=sections, key=origin.key, resume=resume) as callbacks:
+    with _tracked(
+        settings, arm=arm, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)
+    ) as callbacks:
         figures = train_arm(
             trainable,
             training=settings.training,
@@ -110,9 +118,15 @@ def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
             callbacks=[*callbacks, *([EpochToOrder(order)] if order else [])],
             order=order,
             worst=_worst(settings, plan=plan, trainable=trainable),
+            max_loss_spike=settings.guards.max_loss_spike,
         )
     if is_first_rank():
         _write_metrics(figures, plan=plan, data=data, settings=settings)
+
+
+def _run_key(origin: Origin, *, knobs: StepKnobs) -> str:
+    """Names the checkpoints of a run: another way to run its step rounds otherwise, and doesn't go on from them."""
+    return hashlib.sha256(f"{origin.key} {json.dumps(asdict(knobs), sort_keys=True)}".encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -195,7 +209,8 @@ def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -
 
 
 def _make_trainable(settings: Settings, arm: str, *, base: Base, plan: MemoryPlan) -> TrainableModel:
-    model = base.load(quantization=plan.knobs.quantization)
+    needs_originals = arm == "lora" and bool(settings.lora.points_with("loftq"))
+    model = base.load(quantization=plan.knobs.quantization, keep_originals=needs_originals)
     if arm == "lora":
         return inject_adapter_(model, lora=settings.lora, seed=settings.training.seed)
     return thaw_parts_(model, full=settings.full, seed=settings.training.seed)

@@ -7,6 +7,7 @@ runs share). It doesn't know how an arm will be scored.
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,14 @@ from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.contract import Contract
 from mgm_lora.training.deepspeed import deepspeed_config
+from mgm_lora.training.determinism import deterministic
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.launch import of_first_rank
 from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.peak import peak_memory_gib
 from mgm_lora.training.trainer import run_training
 
+logger = logging.getLogger(__name__)
 MODEL_KIND = "TrainedModel"
 HISTORY_NAME = "history.json"
 ENGINE_NAME = "deepspeed.json"
@@ -107,6 +110,7 @@ def train_arm(
     callbacks: Sequence[TrainerCallback] = (),
     order: Sampler[int] | None = None,
     worst: WorstBatch | None = None,
+    max_loss_spike: float | None = None,
 ) -> TrainingFigures:
     """Trains and writes the artifact to `destination`; checkpoints are removed when it is whole.
 
@@ -115,18 +119,20 @@ def train_arm(
     contract = Contract(trainable)
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
     started = time.monotonic()
-    history = run_training(
-        trainable,
-        training=training,
-        knobs=knobs,
-        processor=data.processor,
-        train_rows=data.train,
-        heldout_rows=data.heldout,
-        checkpoints=checkpoints,
-        callbacks=[contract.callback(), *callbacks],
-        order=order,
-        worst=worst,
-    )
+    with deterministic(training.seed, knobs=knobs) as determinism:
+        history = run_training(
+            trainable,
+            training=training,
+            knobs=knobs,
+            processor=data.processor,
+            train_rows=data.train,
+            heldout_rows=data.heldout,
+            checkpoints=checkpoints,
+            callbacks=[contract.callback(), *callbacks],
+            order=order,
+            worst=worst,
+            max_loss_spike=max_loss_spike,
+        )
     seconds = time.monotonic() - started
 
     def write() -> TrainingFigures:
@@ -138,7 +144,13 @@ def train_arm(
             write_json(folder / HISTORY_NAME, {"train": list(history.train), "heldout": list(history.heldout)})
             if knobs.engine == "deepspeed":
                 write_json(folder / ENGINE_NAME, deepspeed_config(training, knobs=knobs))
-            details = {**summary, "num_steps": history.num_steps, "contract": contract.table()}
+            details = {
+                **summary,
+                "num_steps": history.num_steps,
+                "contract": contract.table(),
+                "determinism": determinism.details(),
+                **_final_ranks(trainable),
+            }
             write_manifest(folder, _manifest(weights.kind, training=training, origin=origin, details=details))
         shutil.rmtree(checkpoints, ignore_errors=True)
         return TrainingFigures(
@@ -192,6 +204,15 @@ def _summary(trainable: TrainableModel, *, training: TrainingSettings, knobs: St
         "quantization": knobs.quantization,
         "training_key": key,
     }
+
+
+def _final_ranks(trainable: TrainableModel) -> dict[str, Any]:
+    """What adalora has left, by module; nothing where no ranks are taken away."""
+    if trainable.allocation is None:
+        return {}
+    ranks = trainable.allocation.ranks()
+    logger.info("ranks by module: %s", ", ".join(f"{name} {rank}" for name, rank in ranks.items()))
+    return {"final_ranks": ranks}
 
 
 def _manifest(kind: str, *, training: TrainingSettings, origin: Origin, details: Mapping[str, Any]) -> Manifest:

@@ -58,6 +58,8 @@ class ConversationDataset(Dataset[EncodedRow]):
         ]
         self.sizes = [RowSize(processor.num_tokens(text), len(paths)) for text, paths in self._rows]
         """Of each row, in order."""
+        self.names = [(str(getattr(row, "id", f"row {number}")),) for number, row in enumerate(rows)]
+        """Sample ids of each row, where the rows have any."""
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -63,7 +63,7 @@ class Contract:
             name for name, before in self._trained_before.items() if not before & _digests(parameters[name], forms=1)
         }
         if num_steps > math.ceil(warmup_share * num_steps) + _FIRST_STEPS:
-            _require_same(changed, self._asked, what="changed")
+            _require_same(changed | self._zero_again(), self._asked, what="changed")
         elif changed != self._asked:
             logger.warning("%d trained tensors did not change in only %d steps", len(self._asked - changed), num_steps)
         frozen = _frozen_digests(self._trainable.model, trained=self._asked)
@@ -71,6 +71,11 @@ class Contract:
             name for name in frozen.keys() | self._frozen_before if frozen.get(name) != self._frozen_before.get(name)
         }
         _require_same(moved, frozenset(), what="are frozen but differ from the base")
+
+    def _zero_again(self) -> set[str]:
+        """What began at zero and is there again: adalora's scales of a module without a rank."""
+        allocation = self._trainable.allocation
+        return allocation.emptied() if allocation else set()
 
     def check_saved(self, folder: Path, *, whole_model: bool) -> None:
         """Raises ContractError where the files hold other parameters than those trained; of a whole model, where they lack one."""

@@ -23,9 +23,10 @@ from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import ZERO_BUCKET_NUMBERS, StepKnobs
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.settings import TrainingSettings
-from mgm_lora.training.grouped_trainer import ENGINE_NAME, GroupedTrainer
+from mgm_lora.training.grouped_trainer import GroupedTrainer
 
 logger = logging.getLogger(__name__)
+_ENGINE_NAME = "latest"  # the last file of DeepSpeed's part of a checkpoint
 
 
 def deepspeed_config(training: TrainingSettings, *, knobs: StepKnobs) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class ZeroTrainer(GroupedTrainer):
         return prepared
 
     def _load_engine(self, checkpoint: str) -> None:
-        if not (Path(checkpoint) / ENGINE_NAME).is_file():
+        if not (Path(checkpoint) / _ENGINE_NAME).is_file():
             raise TrainingError(
                 f"checkpoint '{checkpoint}' is not DeepSpeed's: it is of other settings; delete it and train again"
             )

@@ -32,6 +32,8 @@ class PackedDataset(Dataset[EncodedRow]):
         """Per row, the numbers of its conversations."""
         self.sizes = [_add_up([conversations.sizes[number] for number in row]) for row in self.members]
         """Of each row, in order."""
+        self.names = [tuple(name for number in row for name in conversations.names[number]) for row in self.members]
+        """Sample ids of each row."""
 
     def __len__(self) -> int:
         return len(self.members)

@@ -23,9 +23,10 @@ from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.batches import BatchMaker
+from mgm_lora.training.checkpoints import newest_checkpoint
 from mgm_lora.training.deepspeed import ZeroTrainer, check_deepspeed, deepspeed_config, rank_environment
 from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step
-from mgm_lora.training.grouped_trainer import GroupedTrainer, StopAtBrokenLoss, is_whole
+from mgm_lora.training.grouped_trainer import AllocateRanks, GroupedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def run_training(
     make_batch: Callable[[Sequence[Any]], dict[str, Tensor]] | None = None,
     order: Sampler[int] | None = None,
     worst: WorstBatch | None = None,
+    max_loss_spike: float | None = None,
 ) -> TrainingHistory:
     """In place: trains, and goes on from the newest whole checkpoint in `checkpoints`, if there is one.
 
@@ -62,11 +64,13 @@ def run_training(
     Args:
         order: which row comes when; none: shuffled by the seed.
         worst: tried before the first step.
+        max_loss_spike: a step's loss over the running median that ends the training.
 
     Raises:
         DoesNotFitError: the worst batch takes more than is allowed; nothing of the training is left.
         SettingsError: the machine can't run these knobs.
-        TrainingError: the loss is not a number.
+        BrokenLossError: the loss is not a number, or has jumped too far.
+        StorageError: a checkpoint can't be written.
     """
     _check_precision(training)
     _make_ready_(trainable, training=training, knobs=knobs)
@@ -79,8 +83,11 @@ def run_training(
             data_collator=make_batch or BatchMaker(processor),
             train_dataset=train_rows,
             eval_dataset=heldout_rows,
-            callbacks=[StopAtBrokenLoss(), *callbacks],
+            callbacks=list(callbacks),
+            max_loss_spike=max_loss_spike,
         )
+        if trainable.allocation is not None:
+            trainer.add_callback(AllocateRanks(trainable.allocation))
         if worst is not None:
             trainer.add_callback(WorstBatchFirst(trainer, worst, remember_in=checkpoints))
         newest = newest_checkpoint(checkpoints)
@@ -122,7 +129,6 @@ def training_arguments(
         prediction_loss_only=True,
         save_strategy="steps" if training.checkpoints else "no",
         save_steps=max(1, math.ceil(steps / (training.checkpoints + 1))),
-        save_total_limit=2,
         remove_unused_columns=False,
         label_names=["labels"],
         logging_nan_inf_filter=False,  # a broken loss must be seen
@@ -130,12 +136,6 @@ def training_arguments(
         dataloader_num_workers=2 if on_gpu else 0,
         deepspeed=deepspeed_config(training, knobs=knobs) if knobs.engine == "deepspeed" else None,
     )
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the trainer's state is the last file of one."""
-    whole = [path for path in folder.glob("checkpoint-*") if is_whole(path)]
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
 
 def _check_precision(training: TrainingSettings) -> None:

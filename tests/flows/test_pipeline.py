@@ -221,7 +221,7 @@ def test_command_line_says_how_it_went_and_where_to_look(
     assert "prepare, train@lora" in bad
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ended_flow_leaves_nothing_running(project: Path, prefect_server: None, number: signal.Signals) -> None:
     # A shell stands between dvc and the stage, which does what every stage of ours does first.
     (project / "wait.py").write_text(

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from mgm_lora.arm_settings import PointSettings
 from mgm_lora.errors import SettingsError
-from mgm_lora.settings import PointSettings, read_settings
+from mgm_lora.settings import read_settings
 
 from ..conftest import ROOT
 

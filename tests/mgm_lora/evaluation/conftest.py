@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from mgm_lora.arm_settings import FullSettings
 from mgm_lora.artifacts import Manifest, write_json, write_manifest
 from mgm_lora.data.llava import Turn
 from mgm_lora.data.table import Sample, read_samples, write_samples
 from mgm_lora.evaluation.predictions import SET_NAMES, Prediction, make_predictions
 from mgm_lora.evaluation.scoring import write_scores
 from mgm_lora.evaluation.sources import ARMS, ComparisonSources
-from mgm_lora.settings import ComparisonSettings, EvaluationSettings, FullSettings
+from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
 NUM_HELDOUT = 60
 NUM_KNOWN = 40

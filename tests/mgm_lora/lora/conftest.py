@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import LoraSettings, PointSettings
 
 
 @pytest.fixture

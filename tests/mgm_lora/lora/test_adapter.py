@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.errors import ArtifactError, BaseChangedError
 from mgm_lora.lora.adapter import KIND, adapter_quantization, load_adapter, merge_adapter_, save_adapter
@@ -16,7 +17,6 @@ from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import dequantize_language_model_, is_quantized, quantize_language_model_
-from mgm_lora.settings import LoraSettings
 
 Batch = dict[str, torch.Tensor]
 DIGEST = "a" * 64

@@ -8,11 +8,11 @@ from peft import PeftModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings, PointSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import is_quantized, quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, PointSettings
 
 Batch = dict[str, torch.Tensor]
 

@@ -3,10 +3,10 @@
 import copy
 import json
 
+from mgm_lora.arm_settings import POINT_NAMES, FullSettings, LoraSettings, PointSettings
 from mgm_lora.lora.injection import inject_adapter_, thaw_parts_
 from mgm_lora.lora.listing import list_trainable
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import POINT_NAMES, FullSettings, LoraSettings, PointSettings
 
 from ...conftest import GOLDENS
 

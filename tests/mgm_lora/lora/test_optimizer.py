@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import set_seed
 
+from mgm_lora.arm_settings import LoraSettings, OptimizerName, PointSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.lora.optimizer import make_optimizer, parameter_groups
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import LoraSettings, OptimizerName, PointSettings
 
 Batch = dict[str, torch.Tensor]
 MakeTrainable = Callable[[], TrainableModel]

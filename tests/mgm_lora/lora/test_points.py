@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from mgm_lora.arm_settings import POINT_NAMES, LoraSettings, PointSettings
 from mgm_lora.errors import NoMatchingModuleError, SettingsError
 from mgm_lora.lora.points import resolve_points
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import POINT_NAMES, LoraSettings, PointSettings
 
 from ...conftest import GOLDENS
 

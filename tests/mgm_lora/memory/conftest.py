@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 OFF = PointSettings(mode="off")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.memory.counting import LiveBytes, weight_part
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.measuring import measure_steps
@@ -14,7 +15,7 @@ from mgm_lora.memory.tracing import make_trainable_
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.lean import checkpointed
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 KIB = 1024
 

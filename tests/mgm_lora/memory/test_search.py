@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings, StepSettings
 from mgm_lora.errors import PlanError
 from mgm_lora.memory.plan import GIB, MemoryPlan, read_plan
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm, smaller_plan
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import FullSettings, LoraSettings, MemorySettings, StepSettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, TrainingSettings
 
 MIB = 2**20
 POINTS = ("language_attention", "language_mlp", "vision_attention", "projector")

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.memory.plan import GIB
 from mgm_lora.memory.search import PlanRequest
 from mgm_lora.memory.table import as_table, draw_all, trace_all
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import LoraSettings, MemorySettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, TrainingSettings
 
 
 @dataclass(frozen=True)

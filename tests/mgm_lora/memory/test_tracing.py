@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings, PointSettings
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.measuring import MeasuredStep, measure_steps
 from mgm_lora.memory.shapes import BatchShape
@@ -15,7 +16,6 @@ from mgm_lora.memory.tracing import TracedStep, make_trainable_, trace_step
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, PointSettings
 
 LANGUAGE = ("language_attention", "language_mlp")
 FOUR = (*LANGUAGE, "vision_attention", "projector")

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import Manifest, read_manifest, write_manifest
 from mgm_lora.errors import BaseChangedError, MergeProofError
 from mgm_lora.lora.adapter import KIND, save_adapter
@@ -16,7 +17,7 @@ from mgm_lora.merging.probe import Probe
 from mgm_lora.model.base import Base, Quantization, find_base
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.quantization import is_quantized
-from mgm_lora.settings import BaseSettings, LoraSettings, MergingSettings, PointSettings, PrecisionBounds
+from mgm_lora.settings import BaseSettings, MergingSettings, PrecisionBounds
 
 BOUNDS = PrecisionBounds(float32=1e-4, bfloat16=5e-2, float16=1e-2)
 MERGING = MergingSettings(num_probe_samples=3, max_logit_difference=BOUNDS, min_base_difference=1e-3)

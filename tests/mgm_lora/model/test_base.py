@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.errors import BaseChangedError, CheckpointError
 from mgm_lora.lora.adapter import KIND, load_adapter, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.model.base import check_base, find_base, find_config, find_processor
 from mgm_lora.model.checkpoint import load_model, save_model
-from mgm_lora.settings import BaseSettings, LoraSettings, PointSettings
+from mgm_lora.settings import BaseSettings
 
 from .tiny_family import FAMILIES
 

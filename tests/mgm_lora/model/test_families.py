@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mgm_lora.arm_settings import POINT_NAMES, FullSettings, LoraSettings, PointSettings
 from mgm_lora.errors import CheckpointError, NoMatchingModuleError, SettingsError
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_
 from mgm_lora.lora.points import resolve_points
@@ -22,7 +23,7 @@ from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import POINT_NAMES, FullSettings, LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 
 from ...conftest import GOLDENS
 from .tiny_family import FAMILIES, TinyFamily

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mgm_lora.arm_settings import CheckpointedPart, FullSettings, LoraSettings, PartName, PointSettings
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.lean import checkpointed, is_making_host_copy, make_lean_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import CheckpointedPart, FullSettings, LoraSettings, PartName, PointSettings
 
 ALL: tuple[CheckpointedPart, ...] = ("language_model", "vision_tower", "vision_tower_aux", "mining")
 PARTS: tuple[PartName, ...] = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")

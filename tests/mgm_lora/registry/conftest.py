@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_folder, write_json, write_manifest
 from mgm_lora.lora.adapter import load_adapter, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
@@ -20,14 +21,7 @@ from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
-from mgm_lora.settings import (
-    BaseSettings,
-    DataSettings,
-    EvaluationSettings,
-    LoraSettings,
-    PointSettings,
-    RegistrySettings,
-)
+from mgm_lora.settings import BaseSettings, DataSettings, EvaluationSettings, RegistrySettings
 
 REGISTRY = RegistrySettings(tracking_uri="sqlite:///mlflow.db", experiment="mgm-lora", model_name="demo")
 DESTINATION = Path("artifacts/registered")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import Manifest, write_manifest
 from mgm_lora.lora.adapter import KIND, save_adapter
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.model.base import Quantization, find_base
 from mgm_lora.model.quantization import is_quantized
-from mgm_lora.settings import BaseSettings, LoraSettings, PointSettings
+from mgm_lora.settings import BaseSettings
 from mgm_lora.stages.models import load_adapted
 
 

@@ -21,7 +21,8 @@ from peft.tuners.lora import LoraLayer
 
 from mgm_lora.cli import main
 from mgm_lora.errors import SettingsError
-from mgm_lora.lora.injection import ADAPTER_NAME, TrainableModel
+from mgm_lora.lora.injection import TrainableModel
+from mgm_lora.lora.methods import ADAPTER_NAME
 from mgm_lora.memory.counting import LiveBytes
 from mgm_lora.memory.fakes import FakeFloats, fake_weights_
 from mgm_lora.memory.plan import GIB, MemoryPlan, allowed_bytes

@@ -1,12 +1,14 @@
-"""Real processes under a real `dvc`, killed with SIGKILL: what must end ends, and nothing else."""
+"""Real processes under a real `dvc`, ended by signals: what must end ends, and nothing else."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +17,7 @@ from dvc.repo import Repo
 from mgm_lora.stages import process
 
 REPOSITORY = Path(__file__).parents[3]
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 STAGE = """
 import os, pathlib, time
 from mgm_lora.stages.process import die_with_parent
@@ -70,13 +73,27 @@ def test_stage_that_starts_after_dvc_was_killed_ends_at_once(project: Path) -> N
     assert not (project / "pid").exists()
 
 
-def test_stage_ends_with_a_launcher_that_is_killed(project: Path) -> None:
-    with running_dvc(project, "true; sh -c 'python wait.py; true'") as dvc:
+@pytest.mark.parametrize("number", ENDINGS)
+def test_stage_ends_with_dvc_however_it_is_ended(project: Path, number: signal.Signals) -> None:
+    """SIGINT goes to the group, as a terminal sends it: by itself dvc leaves that to the command that it runs."""
+    with running_dvc(project, "true && python wait.py && true", start_new_session=True) as dvc:
+        below = [stage_of(project), *psutil.Process(dvc.pid).children(recursive=True)]
+
+        os.killpg(dvc.pid, number) if number == signal.SIGINT else dvc.send_signal(number)
+
+        wait_for(lambda: not any(is_alive(process) for process in below))
+        assert dvc.wait(20) != 0
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_stage_ends_with_a_launcher_however_that_is_ended(project: Path, number: signal.Signals) -> None:
+    """Not a shell: by itself that puts SIGINT off until its command has ended."""
+    with running_dvc(project, "true; timeout 300 python wait.py") as dvc:
         stage = stage_of(project)
         launcher = stage.parent()
         assert launcher is not None
 
-        launcher.kill()
+        launcher.send_signal(number)
 
         wait_for(lambda: not is_alive(stage))
         dvc.wait(20)
@@ -131,14 +148,16 @@ def test_tied_command_gives_its_exit_code(tmp_path: Path) -> None:
 
 
 @contextmanager
-def running_dvc(project: Path, command: str) -> Iterator[subprocess.Popen[bytes]]:
+def running_dvc(project: Path, command: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """`dvc repro` of a stage with this command; ends what is left of it."""
     (project / "dvc.yaml").write_text(
         f'stages:\n  wait:\n    cmd: "{command}"\n    deps: [wait.py]\n    outs: [never]\n'
     )
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": path, "SHELL": "/bin/sh"}
-    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], env=environment, stdout=subprocess.DEVNULL)
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], env=environment, stdout=subprocess.DEVNULL, **options
+    )
     try:
         yield dvc
     finally:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from mgm_lora.arm_settings import FullSettings
 from mgm_lora.artifacts import digest_folder, read_manifest
 from mgm_lora.lora.adapter import load_adapter
 from mgm_lora.lora.injection import TrainableModel, thaw_parts_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import FullSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 
 KNOBS = StepKnobs(micro_batch_size=4)

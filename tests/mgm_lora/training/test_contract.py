@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings, PartName
 from mgm_lora.artifacts import read_manifest
 from mgm_lora.errors import ContractError
 from mgm_lora.lora.adapter import save_adapter
@@ -18,7 +19,7 @@ from mgm_lora.lora.injection import TrainableGroup, TrainableModel, inject_adapt
 from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import FullSettings, LoraSettings, PartName, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 from mgm_lora.training.contract import Contract, check_optimizer
 

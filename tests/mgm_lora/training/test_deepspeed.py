@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.cpp_extension import _get_build_directory
 
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.artifacts import read_manifest
 from mgm_lora.errors import SettingsError
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import LoraSettings, PointSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.deepspeed import check_deepspeed, deepspeed_config
 from mgm_lora.training.launch import run_under_deepspeed
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import LoraSettings, OptimizerName
 from mgm_lora.errors import DoesNotFitError, TrainingError
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import trace_step
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import LoraSettings, OptimizerName, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step, try_worst_batch

@@ -115,6 +115,58 @@ time.sleep(120)
     _wait_until(lambda: not any(_is_running(rank) for rank in ranks), seconds=20)
 
 
+@pytest.mark.parametrize("victim", ["dvc", "stage", "launcher"])
+def test_two_ranks_end_with_whoever_started_them_however_that_is_ended(
+    victim: str, program: Program, tmp_path: Path, pids: list[int]
+) -> None:
+    """Three runs at a time, one for each signal; SIGINT goes to dvc's group, as a terminal sends it."""
+    body = """
+from mgm_lora.stages.process import die_with_parent
+die_with_parent()
+pathlib.Path(f'pid-{rank}').write_text(str(os.getpid()))
+time.sleep(300)
+"""
+    ranks = program(body)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    runs = {number: _start_dvc(tmp_path / number.name, ranks=ranks) for number in numbers}
+    pids += [run.pid for run in runs.values()]
+    below: list[psutil.Process] = []
+    for number, dvc in runs.items():
+        files = [tmp_path / number.name / f"pid-{rank}" for rank in (0, 1)]
+        _wait_until(lambda files=files: all(_is_written(file) for file in files), seconds=120)  # type: ignore[misc]
+        mine = psutil.Process(dvc.pid).children(recursive=True)
+        assert {int(file.read_text()) for file in files} <= {process.pid for process in mine}
+        below += mine
+        pids += [process.pid for process in mine]
+    for number, dvc in runs.items():
+        if victim == "dvc":
+            os.killpg(dvc.pid, number) if number == signal.SIGINT else dvc.send_signal(number)
+            continue
+        launcher = psutil.Process(int((tmp_path / number.name / "pid-0").read_text())).parent()
+        stage = launcher.parent() if launcher else None
+        assert launcher is not None
+        assert stage is not None
+        (stage if victim == "stage" else launcher).send_signal(number)
+    _wait_until(lambda: not any(_is_running(process.pid) for process in below), seconds=30)
+    assert all(run.wait(30) != 0 for run in runs.values())
+
+
+def _start_dvc(folder: Path, *, ranks: list[str]) -> "subprocess.Popen[bytes]":
+    """`dvc repro` of a stage that starts two ranks under DeepSpeed's launcher."""
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    (folder / "stage.py").write_text(
+        "from mgm_lora.stages.process import die_with_parent\ndie_with_parent()\n"
+        "from mgm_lora.memory.knobs import StepKnobs\nfrom mgm_lora.training.launch import run_under_deepspeed\n"
+        f"run_under_deepspeed([], knobs=StepKnobs(micro_batch_size=1, engine='deepspeed', num_cards=2), program={ranks!r})\n"
+    )
+    (folder / "dvc.yaml").write_text(
+        f"stages:\n  train:\n    cmd: true && {sys.executable} stage.py && true\n    deps: [stage.py]\n    outs: [never]\n"
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=folder, start_new_session=True, **quiet)
+
+
 def test_fewer_cards_than_planned_is_one_error_before_anything_starts(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.lora.adapter import load_adapter
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, thaw_parts_
 from mgm_lora.memory.knobs import StepKnobs
@@ -22,7 +23,7 @@ from mgm_lora.model.base import DTYPES
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import FullSettings, LoraSettings, TrainingSettings
+from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.launch import is_first_rank
