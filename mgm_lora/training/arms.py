@@ -147,6 +147,7 @@ def train_arm(
             details = {
                 **summary,
                 "num_steps": history.num_steps,
+                "metrics": {"train_loss": history.train[-1]["loss"], "heldout_loss": history.heldout[-1]["loss"]},
                 "contract": contract.table(),
                 "determinism": determinism.details(),
                 **_final_ranks(trainable),

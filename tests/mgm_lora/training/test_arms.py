@@ -47,6 +47,7 @@ def test_lora_arm_leaves_an_adapter_that_loads(
     trained = dict(trainable.model.named_parameters())
     assert all(torch.equal(p, trained[name]) for name, p in loaded.named_parameters())
     assert manifest.details["trainable_parameters"] == figures.trainable_parameters == trainable.num_trainable
+    assert manifest.details["metrics"] == {"train_loss": figures.train_loss, "heldout_loss": figures.heldout_loss}
     assert history["heldout"][-1]["loss"] == figures.heldout_loss
     assert figures.peak_memory_gib > 0
     assert not (tmp_path / "checkpoints").exists()
