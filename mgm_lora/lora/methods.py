@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel
+from peft.tuners.lora import dora
 from torch import Tensor, nn
 
 from mgm_lora.arm_settings import AdaLoraSettings
@@ -102,6 +103,21 @@ def saved_form(model: PeftModel) -> Iterator[dict[str, Tensor] | None]:
         yield _joined(model.state_dict())
     finally:
         model.peft_config[ADAPTER_NAME] = config
+
+
+@contextmanager
+def unpacking_fakes() -> Iterator[None]:
+    """A block in which DoRA unpacks 4-bit weights that are fake tensors too: PEFT knows them by their class's name alone, which fakes don't have."""
+    plain = vars(dora)["dequantize_module_weight"]
+
+    def unpacked(layer: nn.Module) -> Any:
+        return dequantized(layer).weight if is_quantized(layer) else plain(layer)
+
+    vars(dora)["dequantize_module_weight"] = unpacked
+    try:
+        yield
+    finally:
+        vars(dora)["dequantize_module_weight"] = plain
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:

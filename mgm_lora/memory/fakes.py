@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import dora
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from mgm_lora.memory.inference import Fake, Inference
-from mgm_lora.model.quantization import dequantized, is_quantized, replace_quantized_
+from mgm_lora.model.quantization import replace_quantized_
 
 # What CUDA's autocast brings to float32 and the CPU's leaves in bfloat16, as far as a step of a model comes by it
 # (torch's documentation, "CUDA Ops that can autocast to float32").
@@ -76,21 +75,6 @@ def card_autocast() -> Iterator[None]:
         yield
     finally:
         library._destroy()
-
-
-@contextmanager
-def unpacking_fakes() -> Iterator[None]:
-    """A block in which PEFT's DoRA unpacks 4-bit weights that are fake: it knows them by the name of their class alone, which fakes don't have."""
-    plain = vars(dora)["dequantize_module_weight"]
-
-    def unpacked(layer: nn.Module) -> Any:
-        return dequantized(layer).weight if is_quantized(layer) else plain(layer)
-
-    vars(dora)["dequantize_module_weight"] = unpacked
-    try:
-        yield
-    finally:
-        vars(dora)["dequantize_module_weight"] = plain
 
 
 def fake_weights_(model: nn.Module) -> None:

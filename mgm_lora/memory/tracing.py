@@ -23,9 +23,10 @@ import torch
 
 from mgm_lora.arm_settings import FullSettings, LoraSettings
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
+from mgm_lora.lora.methods import unpacking_fakes
 from mgm_lora.memory.counting import BATCH, OPTIMIZER, LiveBytes
 from mgm_lora.memory.engines import Engine, make_engine
-from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_, unpacking_fakes
+from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
