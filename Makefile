@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test stress check format bench base report mlflow flow lock clean
+.PHONY: help install demo test stress check format bench base report mlflow flow up down lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -74,6 +74,12 @@ mlflow: install ## MLflow's pages on this machine, until Ctrl-C (MLFLOW_PORT=500
 
 flow: install ## the pipeline as a Prefect flow (OPTIONS=--help tells more)
 	@"$(BIN)/python" -m flows.pipeline $(OPTIONS)
+
+up: install ## the team's services on this machine: Prefect, MLflow, a worker, the schedules (OPTIONS=--help tells more)
+	@"$(BIN)/python" -m flows.services up $(OPTIONS)
+
+down: install ## end what 'make up' has started
+	@"$(BIN)/python" -m flows.services down
 
 lock: | .venv/bin/python ## resolve requirements.lock anew (OPTIONS=--upgrade: newest versions)
 	@$(call of_lock,uv) > .venv/lock-tools.txt

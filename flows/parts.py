@@ -14,23 +14,43 @@ from flows.pipeline import run_stages
 
 @flow(persist_result=False)
 def validation(force: bool = False, pull: bool = True) -> State[Any]:
-    """Checks the data, and writes the table of samples and the Data Docs."""
+    """Checks the data, and writes the table of samples and the Data Docs.
+
+    Args:
+        force: Run each of them, also where nothing changed.
+        pull: Get missing data from the DVC remote, where one is configured.
+    """
     return run_stages(["validate"], force=force, pull=pull)
 
 
 @flow(persist_result=False)
 def training(force: bool = False, pull: bool = True) -> State[Any]:
-    """Trains both arms, the adapter and the full fine-tune."""
+    """Trains both arms, the adapter and the full fine-tune.
+
+    Args:
+        force: Run each of them, also where nothing changed.
+        pull: Get missing data from the DVC remote, where one is configured.
+    """
     return run_stages(["train"], force=force, pull=pull)
 
 
 @flow(persist_result=False)
 def evaluation(force: bool = False, pull: bool = True) -> State[Any]:
-    """Merges, scores every model, and compares them."""
+    """Merges, scores every model, and compares them.
+
+    Args:
+        force: Run each of them, also where nothing changed.
+        pull: Get missing data from the DVC remote, where one is configured.
+    """
     return run_stages(["merge", "evaluate", "compare"], force=force, pull=pull)
 
 
 @flow(persist_result=False)
 def registration(force: bool = False, pull: bool = True) -> State[Any]:
-    """Registers the adapter with its scores."""
+    """Registers the adapter with its scores.
+
+    Args:
+        force: Run each of them, also where nothing changed.
+        pull: Get missing data from the DVC remote, where one is configured.
+    """
     return run_stages(["register"], force=force, pull=pull)

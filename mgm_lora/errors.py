@@ -82,6 +82,12 @@ class StorageError(MgmLoraError, OSError):
     exit_code = 4
 
 
+class ServiceError(MgmLoraError, ConnectionError):
+    """A server or worker doesn't start, or doesn't end."""
+
+    exit_code = 4
+
+
 class BusyCardError(MgmLoraError, BlockingIOError):
     """Another process trains on the card."""
 

@@ -23,7 +23,7 @@ from mgm_lora.errors import UnknownStageError
 logger = logging.getLogger(__name__)
 
 _PIPELINE_FILE = "dvc.yaml"
-_CARD = "gpu"
+CARD = "gpu"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _describe(stage: Any, *, needs: Iterator[Any], root: Path) -> Stage:
     return Stage(
         name=_name(stage),
         needs=tuple(_name(need) for need in needs),
-        card=_CARD if card is True else str(card),
+        card=CARD if card is True else str(card),
         metrics=_paths([out for out in stage.outs if out.metric], root=root),
         plots=_paths([out for out in stage.outs if out.plot and not out.metric], root=root),
         outs=_paths(others, root=root),
