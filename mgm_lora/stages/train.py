@@ -31,7 +31,7 @@ from mgm_lora.training.card_lock import hold_cards
 from mgm_lora.training.checkpoints import has_checkpoints
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.grouping import EpochToOrder, GroupedOrder, PaddingFigures, padding_figures
-from mgm_lora.training.launch import is_first_rank, is_launched_rank, run_under_deepspeed
+from mgm_lora.training.launch import is_first_rank, is_launched_rank, part_ranks, run_under_deepspeed
 from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.tracking import track_training
 
@@ -52,7 +52,8 @@ def run(settings: Settings, *, arm: str, plan_folder: Path | None = None) -> Non
     if plan.knobs.engine == "torch":
         train = _train
     elif is_launched_rank():
-        return _train(settings, arm=arm, plan=plan)  # whoever launched it steps down, for all ranks at once
+        _train(settings, arm=arm, plan=plan)  # whoever launched it steps down, for all ranks at once
+        return part_ranks()
     else:
         train = _launch
     while True:

@@ -86,6 +86,16 @@ def of_first_rank(work: Callable[[], Result]) -> Result:
     return results[0]
 
 
+def part_ranks() -> None:
+    """The end of the ranks' talk: call it on all of them when the work is done.
+
+    Left to the interpreter's end, gloo's threads now and then outlive what they hold, and abort a process that has done its work.
+    """
+    if is_launched_rank() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody still talks
+        torch.distributed.destroy_process_group()
+
+
 def _hosts(hostfile: Path | None, *, num_cards: int) -> dict[str, list[str]]:
     """The cards to use, by host."""
     hosts = {"localhost": _cards_here(num_cards)} if hostfile is None else _read_hostfile(hostfile)

@@ -26,7 +26,7 @@ from mgm_lora.model.quantization import quantize_language_model_
 from mgm_lora.settings import TrainingSettings
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
-from mgm_lora.training.launch import is_first_rank
+from mgm_lora.training.launch import is_first_rank, part_ranks
 
 ORIGIN = Origin(settings={}, parents={}, base={"model": "tiny", "revision": None, "digest": "d" * 64})
 WORDS = ("red", "green", "blue", "grey")
@@ -70,6 +70,7 @@ def main(folder: Path) -> None:
         found[case.name] = run_case(case, plan=plan, folder=folder)
     if is_first_rank():
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    part_ranks()
 
 
 def run_case(case: Case, *, plan: dict[str, Any], folder: Path) -> dict[str, Any]:
