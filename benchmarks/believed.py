@@ -30,7 +30,7 @@ from mgm_lora.memory.measuring import measure_steps
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import Device, make_trainable_, trace_step
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 _MIB = 2**20
 
@@ -169,6 +169,6 @@ def _find(name: str) -> _Found:
     return _Found(traced.peak_bytes, measured.counted_bytes, taken, on_card=device == "cuda")
 
 
-def _training(global_batch_size: int, *, precision: str) -> TrainingSettings:
+def _training(global_batch_size: int, *, precision: str) -> SeededTraining:
     entries = training_settings(global_batch_size).model_dump() | {"precision": precision}
-    return TrainingSettings.model_validate(entries)
+    return SeededTraining.model_validate(entries)

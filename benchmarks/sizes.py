@@ -14,7 +14,7 @@ from mgm_lora.arm_settings import CheckpointedPart, FullSettings, LoraSettings
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 RANK = 16
 FOUR_POINTS = ("language_attention", "language_mlp", "vision_attention", "projector")
@@ -105,9 +105,9 @@ def full_settings(**step: Any) -> FullSettings:
     return FullSettings.model_validate({"learning_rate": 2.0e-5, "parts": parts, "step": step})
 
 
-def training_settings(global_batch_size: int) -> TrainingSettings:
+def training_settings(global_batch_size: int) -> SeededTraining:
     """Of one optimizer step in bfloat16."""
-    return TrainingSettings(
+    return SeededTraining(
         seed=17,
         num_epochs=1.0,
         global_batch_size=global_batch_size,

@@ -13,7 +13,7 @@ from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.tracing import make_trainable_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class PreparedStep:
         """The parameters that are trained."""
         return [parameter for parameter in self.trainable.model.parameters() if parameter.requires_grad]
 
-    def over_its_parameters(self, training: TrainingSettings) -> "PreparedStep":
+    def over_its_parameters(self, training: SeededTraining) -> "PreparedStep":
         """The step with a new optimizer, for a model whose parameters were replaced."""
         return replace(self, optimizer=make_optimizer(self.trainable, name="adamw", weight_decay=training.weight_decay))
 
 
 def prepare_lean(
-    model: MGMForConditionalGeneration, *, lora: LoraSettings, training: TrainingSettings, knobs: StepKnobs
+    model: MGMForConditionalGeneration, *, lora: LoraSettings, training: SeededTraining, knobs: StepKnobs
 ) -> PreparedStep:
     """In place: our step."""
     return _with_optimizer(make_trainable_(model, arm=lora, knobs=knobs, training=training), training=training)
 
 
-def prepare_plain(model: PlainMGM, *, lora: LoraSettings, training: TrainingSettings) -> PreparedStep:
+def prepare_plain(model: PlainMGM, *, lora: LoraSettings, training: SeededTraining) -> PreparedStep:
     """In place: the plain step."""
     trainable = inject_adapter_(model, lora=lora, seed=training.seed)
     make_plain_(model)
@@ -74,6 +74,6 @@ def prepare_plain(model: PlainMGM, *, lora: LoraSettings, training: TrainingSett
     return _with_optimizer(trainable, training=training)
 
 
-def _with_optimizer(trainable: TrainableModel, *, training: TrainingSettings) -> PreparedStep:
+def _with_optimizer(trainable: TrainableModel, *, training: SeededTraining) -> PreparedStep:
     optimizer = make_optimizer(trainable, name="adamw", weight_decay=training.weight_decay)
     return PreparedStep(trainable, optimizer, max_grad_norm=training.max_grad_norm)

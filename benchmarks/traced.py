@@ -12,7 +12,7 @@ from mgm_lora.memory.fakes import FakeFloats, card_autocast, fake_weights_
 from mgm_lora.memory.shapes import BatchShape, make_batch
 from mgm_lora.memory.tracing import Device
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 
 def trace_plain_step(
@@ -21,7 +21,7 @@ def trace_plain_step(
     dtype: torch.dtype,
     lora: LoraSettings,
     shape: BatchShape,
-    training: TrainingSettings,
+    training: SeededTraining,
     device: Device = "cuda",
 ) -> dict[str, int]:
     """Bytes by part at the peak of a plain step, from its second on, when the optimizer has its state; their sum is the peak."""

@@ -95,7 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help="only this stage and what it needs, e.g. validate, train@lora, or train for both arms; can be given several times",
+        help="only this stage and what it needs, e.g. validate, train@lora-17, or train for all arms and seeds; can be given several times",
     )
     parser.add_argument("--force", action="store_true", help="run every stage of them, also where nothing changed")
     parser.add_argument(

@@ -3,14 +3,15 @@
 It knows no model: whether a point matches a module is judged where the model is.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mgm_lora.sections import Auto, LearningRate, RelativePath, Section, Share
 
 POINT_NAMES = ("language_attention", "language_mlp", "vision_attention", "projector", "mining")
+_SHARED_BY_POINTS = ("rank", "alpha", "dropout", "method", "loraplus_ratio")
 _LANGUAGE_POINTS = ("language_attention", "language_mlp")
 PART_NAMES = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")
 
@@ -132,8 +133,14 @@ class StepSettings(Section):
 
 
 class LoraSettings(Section):
-    """The arm `lora`: what is adapted, and how fast."""
+    """An arm that is an adapter: what is adapted, and how fast.
 
+    Beside its own entries it takes those of a point (rank, alpha, dropout, method, loraplus_ratio): they hold for every point with mode lora
+    that doesn't say its own. Once read they are in the points alone.
+    """
+
+    kind: Literal["lora"] = "lora"
+    """An adapter."""
     learning_rate: LearningRate
     """Of all points that have none of their own."""
     step: StepSettings = StepSettings()
@@ -155,6 +162,22 @@ class LoraSettings(Section):
         """The points that are not off, by name."""
         points = {name: getattr(self, name) for name in POINT_NAMES}
         return {name: point for name, point in points.items() if point.mode != "off"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_among_points(cls, entries: Any) -> Any:
+        if not isinstance(entries, Mapping):
+            return entries
+        shared = {name: entries[name] for name in _SHARED_BY_POINTS if name in entries}
+        own = {name: entry for name, entry in entries.items() if name not in shared}
+        points = {name: own[name] for name in POINT_NAMES if _is_low_rank(own.get(name))}
+        unused = [name for name in shared if points and all(name in point for point in points.values())]
+        if unused:
+            raise ValueError(
+                f"{_listed(unused)} of the arm changes nothing, since every point with mode lora has its own:"
+                " leave it out of the arm, or of the points"
+            )
+        return own | {name: {**shared, **point} for name, point in points.items()}
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
@@ -194,8 +217,10 @@ class LoraSettings(Section):
 
 
 class FullSettings(Section):
-    """The arm `full`: the fine-tune that LoRA is compared with."""
+    """An arm that trains whole weights: the fine-tune that LoRA is compared with."""
 
+    kind: Literal["full"] = "full"
+    """Whole weights, and a whole model as its result."""
     learning_rate: LearningRate
     """Of all trained parts."""
     parts: tuple[PartName, ...] = Field(strict=False, min_length=1)
@@ -211,6 +236,13 @@ class FullSettings(Section):
                 " and take engine deepspeed with zero_stage 2 and offload_optimizer, or optimizer adamw_8bit, to save memory"
             )
         return self
+
+
+def _is_low_rank(entry: object) -> bool:
+    return isinstance(entry, Mapping) and entry.get("mode") == "lora"
+
+
+ArmSettings = Annotated[LoraSettings | FullSettings, Field(discriminator="kind")]
 
 
 def _mixing_problems(lora: LoraSettings) -> Iterator[str]:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -70,23 +70,29 @@ class Manifest(BaseModel):
         )
 
 
-def read_manifest(folder: Path, *, kind: str) -> Manifest:
+def read_manifest(folder: Path, *, kind: str | Sequence[str]) -> Manifest:
     """The manifest of an artifact.
+
+    Args:
+        folder: where it lies.
+        kind: the noun that it must be, or those that it may be.
 
     Raises:
         ArtifactError: no artifact is there, it is not whole, or it is of another kind.
     """
     path = folder / MANIFEST_NAME
+    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+    asked = " or ".join(kinds)
     if not path.is_file():
         raise ArtifactError(
-            f"no {kind} at '{folder}' (no {MANIFEST_NAME}): run `dvc repro`, or the stage that makes it"
+            f"no {asked} at '{folder}' (no {MANIFEST_NAME}): run `dvc repro`, or the stage that makes it"
         )
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ArtifactError(f"'{path}' is no manifest: {error}") from error
-    if manifest.kind != kind:
-        raise ArtifactError(f"asked for a {kind} at '{folder}', found a {manifest.kind}")
+    if manifest.kind not in kinds:
+        raise ArtifactError(f"asked for a {asked} at '{folder}', found a {manifest.kind}")
     return manifest
 
 

@@ -22,14 +22,15 @@ app = typer.Typer(
     name="mgm-lora",
     help="Teaches MGM-2B your pictures and questions with LoRA, beside a full fine-tune to compare with.\n\n"
     "`dvc repro` runs all stages in order and only those whose inputs changed. Each can be run by hand, from the"
-    " project's root, once the ones before it have run: validate, plan --arm lora, plan --arm full, train --arm lora, train --arm full, merge,"
-    " evaluate --model base (lora, merged, full), compare, register.",
+    " project's root, once the ones before it have run: validate, plan and train for each arm"
+    " (--arm lora, --arm full), merge, evaluate for each model (--model base, lora, merged, full), compare, register.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _TOOLS = "Beside the pipeline"
+Seed = Annotated[int | None, typer.Option(help="One of comparison.seeds; none: the first of them.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +57,7 @@ def validate(params: Params = DEFAULT_PARAMS) -> None:
 
 @app.command()
 def plan(
-    arm: Annotated[str, typer.Option(help="lora or full: whose step is planned.")] = "lora",
+    arm: Annotated[str, typer.Option(help="An arm of params.yaml: whose step is planned.")] = "lora",
     budget_gib: Annotated[
         float | None,
         typer.Option(
@@ -66,7 +67,8 @@ def plan(
     all_ways: Annotated[
         bool,
         typer.Option(
-            "--all", help="Both arms, every way to run them, micro batch by micro batch; writes reports/plan.png."
+            "--all",
+            help="All compared arms, every way to run them, micro batch by micro batch; writes reports/plan.png.",
         ),
     ] = False,
     params: Params = DEFAULT_PARAMS,
@@ -75,7 +77,6 @@ def plan(
 
     Example: mgm-lora plan --arm lora --budget-gib 12
     """
-    _one_of(arm, ("lora", "full"), "--arm")
     settings = begin(params)
     from mgm_lora.stages import plan as stage
 
@@ -89,21 +90,19 @@ def plan(
 
 @app.command()
 def train(
-    arm: Annotated[
-        str, typer.Option(help="lora: an adapter at the points of the settings; full: the fine-tune to compare with.")
-    ],
+    arm: Annotated[str, typer.Option(help="An arm of params.yaml: lora, full, or another that you named there.")],
+    seed: Seed = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="A folder with the plan to obey; none: artifacts/plans/ARM, as the stage plan left it."),
     ] = None,
     params: Params = DEFAULT_PARAMS,
 ) -> None:
-    """Trains one arm. Killed, it goes on from its newest checkpoint when run again with the same settings."""
-    _one_of(arm, ("lora", "full"), "--arm")
+    """Trains one arm once. Killed, it goes on from its newest checkpoint when run again with the same settings."""
     settings = begin(params)
     from mgm_lora.stages import train as stage
 
-    stage.run(settings, arm=arm, plan_folder=plan)
+    stage.run(settings, arm=arm, seed=seed, plan_folder=plan)
 
 
 @app.command()
@@ -117,24 +116,33 @@ def merge(params: Params = DEFAULT_PARAMS) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="base, lora, merged or full.")],
+    model: Annotated[str, typer.Option(help="base, merged, or an arm of params.yaml.")],
+    seed: Seed = None,
     params: Params = DEFAULT_PARAMS,
 ) -> None:
     """Asks one model the held-out questions and those on what the base knew; scores with intervals."""
-    _one_of(model, ("base", "lora", "merged", "full"), "--model")
     settings = begin(params)
     from mgm_lora.stages import evaluate as stage
 
-    stage.run(settings, arm=model)
+    stage.run(settings, model_name=model, seed=seed)
 
 
 @app.command()
-def compare(params: Params = DEFAULT_PARAMS) -> None:
+def compare(
+    allow_failed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-failed",
+            help="Tell arms whose training or evaluation failed among the results, instead of stopping (base, lora and full must be there).",
+        ),
+    ] = False,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
     """Sets the arms side by side: retention, forgetting, cost; writes reports/comparison.html."""
     settings = begin(params)
     from mgm_lora.stages import compare as stage
 
-    stage.run(settings)
+    stage.run(settings, allow_failed=allow_failed)
 
 
 @app.command()
@@ -170,8 +178,3 @@ def _quieten_libraries() -> None:
     for module in ("peft", "torch", "transformers"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
-
-
-def _one_of(value: str, allowed: Sequence[str], option: str) -> None:
-    if value not in allowed:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)

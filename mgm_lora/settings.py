@@ -5,17 +5,24 @@ takes. Everything that changes a result is in here, in a tracked file, or in the
 value that can only be judged against those (does a point match a module?) is judged there.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mgm_lora.arm_settings import FullSettings, LoraSettings
+from mgm_lora.arm_settings import ArmSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.sections import RelativePath, Section, Share
 
+SUBJECT = "lora"
+"""The arm that is merged, registered and judged."""
+REFERENCE = "full"
+"""The arm that it is judged against."""
+ArmName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ConversationName = Literal["gemma", "vicuna_v1", "llama_2", "llama_3", "mixtral", "chatml"]
 
 
@@ -117,10 +124,8 @@ class MemorySettings(Section):
 
 
 class TrainingSettings(Section):
-    """What both arms share, so that they can be compared."""
+    """What all arms share, so that they can be compared."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    """Seeds adapters, order of samples and dropout."""
     num_epochs: float = Field(gt=0.0)
     """Passes over the training samples."""
     global_batch_size: int = Field(ge=1)
@@ -145,6 +150,13 @@ class TrainingSettings(Section):
     """Held-out samples in that loss: the first ones of the file."""
     checkpoints: int = Field(ge=0)
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
+
+
+class SeededTraining(TrainingSettings):
+    """One training of an arm: what all share, and its seed."""
+
+    seed: Seed
+    """Seeds adapters, order of samples and dropout."""
 
 
 class GuardSettings(Section):
@@ -193,12 +205,30 @@ class EvaluationSettings(Section):
 
 
 class ComparisonSettings(Section):
-    """What the report asks of the figures."""
+    """Who is compared, how often each is trained, and what the report asks of the figures."""
 
+    arms: tuple[ArmName, ...] = Field(strict=False)
+    """Names of the arms that are trained; `lora` and `full` must be among them."""
+    seeds: tuple[Seed, ...] = Field(strict=False, min_length=1)
+    """A training of every arm for each; the first one's adapter is merged and registered."""
     retention_target: float = Field(gt=0.0)
     """The share of the full fine-tune's score that LoRA is expected to keep."""
     num_gallery_samples: int = Field(ge=0)
     """Pictures shown with every arm's answer."""
+
+    @model_validator(mode="after")
+    def _names_are_whole(self) -> Self:
+        for name, entries in (("arms", self.arms), ("seeds", self.seeds)):
+            twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
+            if twice:
+                raise ValueError(f"comparison.{name} names {', '.join(twice)} twice: leave one out")
+        missing = [name for name in (SUBJECT, REFERENCE) if name not in self.arms]
+        if missing:
+            raise ValueError(
+                f"comparison.arms must name {SUBJECT} (what is merged, registered and judged) and {REFERENCE} (what it is judged"
+                f" against), found {', '.join(self.arms) or 'none'}: add {' and '.join(missing)}"
+            )
+        return self
 
 
 class RegistrySettings(Section):
@@ -218,8 +248,8 @@ class Settings(Section):
     base: BaseSettings
     data: DataSettings
     validation: ValidationSettings
-    lora: LoraSettings
-    full: FullSettings
+    arms: dict[ArmName, ArmSettings]
+    """By name: each that `comparison.arms` may name."""
     memory: MemorySettings
     training: TrainingSettings
     guards: GuardSettings
@@ -227,6 +257,41 @@ class Settings(Section):
     evaluation: EvaluationSettings
     comparison: ComparisonSettings
     registry: RegistrySettings
+
+    def arm(self, name: str) -> ArmSettings:
+        """The arm of that name; raises SettingsError where there is none."""
+        if name not in self.arms:
+            raise SettingsError(
+                f"no arm '{name}': params.yaml has {', '.join(self.arms)}; name one of these, or add it there"
+            )
+        return self.arms[name]
+
+    def seeded_training(self, seed: int) -> SeededTraining:
+        """The training section, for one seed; raises SettingsError where `comparison.seeds` doesn't name it."""
+        if seed not in self.comparison.seeds:
+            found = ", ".join(map(str, self.comparison.seeds))
+            raise SettingsError(
+                f"seed {seed} is none of comparison.seeds ({found}): name it there, or take one of these"
+            )
+        return SeededTraining(**dict(self.training), seed=seed)
+
+    @model_validator(mode="after")
+    def _arms_are_there(self) -> Self:
+        unknown = [name for name in self.comparison.arms if name not in self.arms]
+        if unknown:
+            raise ValueError(
+                f"comparison.arms names {', '.join(unknown)}, but arms has {', '.join(self.arms)}: name some of these, or add it there"
+            )
+        for name, kind in ((SUBJECT, "lora"), (REFERENCE, "full")):
+            if self.arms[name].kind != kind:
+                raise ValueError(
+                    f"arms.{name}.kind must be {kind}, found {self.arms[name].kind}: give this arm another name"
+                )
+        if "base" in self.arms or "merged" in self.arms:
+            raise ValueError(
+                "an arm can't be named base or merged: these are the untrained model and the merged one; give it another name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _precisions_fit(self) -> Self:
@@ -240,8 +305,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
-        for arm in (self.lora, self.full):
-            name, step = ("lora" if arm is self.lora else "full"), arm.step
+        for name, step in ((f"arms.{name}", arm.step) for name, arm in self.arms.items()):
             micro = 1 if step.micro_batch_size == "auto" else step.micro_batch_size
             if self.training.global_batch_size % (micro * step.num_cards):
                 raise ValueError(
@@ -252,18 +316,28 @@ class Settings(Section):
 
 
 def _explain(error: ValidationError, *, path: Path) -> str:
-    problems = [_explain_one(dict(problem)) for problem in error.errors()]
-    count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-    return "\n".join([f"'{path}' has {count}:", *(f"  - {problem}" for problem in problems)])
+    problems: dict[tuple[str, str], list[str]] = {}  # arms that take an entry from another have its mistakes too
+    for problem in error.errors():
+        place = tuple(str(part) for part in problem["loc"])
+        arm, place = (place[1], place[3:]) if place[:1] == ("arms",) and len(place) > 1 else ("", place)
+        problems.setdefault((".".join(place), _message(dict(problem))), []).append(arm)
+    lines = [_line(place, message, arms) for (place, message), arms in problems.items()]
+    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+    return "\n".join([f"'{path}' has {count}:", *(f"  - {line}" for line in lines)])
 
 
-def _explain_one(problem: dict[str, object]) -> str:
-    location = problem["loc"]
-    name = ".".join(str(part) for part in location) if isinstance(location, tuple) and location else "the file"
+def _line(place: str, message: str, arms: Sequence[str]) -> str:
+    if not arms[0]:
+        return f"{place or 'the file'}: {message}"
+    others = f" (the same in {', '.join(arms[1:])})" if arms[1:] else ""
+    return f"arms.{arms[0]}{place and '.'}{place}: {message}{others}"
+
+
+def _message(problem: dict[str, object]) -> str:
     if problem["type"] == "missing":
-        return f"{name}: is missing"
+        return "is missing"
     if problem["type"] == "extra_forbidden":
-        return f"{name}: is no setting of mgm-lora (misspelt?)"
+        return "is no setting of mgm-lora (misspelt?)"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
-    return f"{name}: {message}" if isinstance(found, dict) else f"{name}: {message}; found {found!r}"
+    return message if isinstance(found, dict) else f"{message}; found {found!r}"

@@ -156,7 +156,7 @@ def ask(
     adapter: Annotated[
         str | None,
         typer.Option(
-            help="A folder (artifacts/trained/lora) or a registered version (models:/NAME@challenger); none: the base answers."
+            help="A folder (artifacts/trained/lora-17) or a registered version (models:/NAME@challenger); none: the base answers."
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
@@ -164,7 +164,7 @@ def ask(
 ) -> None:
     """Answers a question about a picture, or several, or none; the answer appears as it comes.
 
-    Example: mgm-lora ask data/pictures/easy_vqa/heldout/1.png "what color is the shape?" --adapter artifacts/trained/lora
+    Example: mgm-lora ask data/pictures/easy_vqa/heldout/1.png "what color is the shape?" --adapter artifacts/trained/lora-17
 
     Example: mgm-lora ask 1.png "what differs?" --and 2.png
     """

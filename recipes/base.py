@@ -27,7 +27,7 @@ from mgm_lora.model.checkpoint import load_model, save_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import EncodedText, MGMProcessor
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.trainer import run_training
 from recipes.conversations import IMAGE_PREFIX, guess_by_type, on_white, read_samples
@@ -154,9 +154,9 @@ def base_config(*, vocab_size: int) -> MGMConfig:
     )
 
 
-def training_settings(num_epochs: float) -> TrainingSettings:
+def training_settings(num_epochs: float) -> SeededTraining:
     """How the base is trained."""
-    return TrainingSettings(
+    return SeededTraining(
         seed=SEED,
         num_epochs=num_epochs,
         global_batch_size=64,

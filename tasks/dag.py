@@ -31,7 +31,7 @@ class Stage:
     """What a flow has to know of a stage of `dvc.yaml`, or of data that DVC tracks (`data.dvc`)."""
 
     name: str
-    """As `dvc repro` takes it: `validate`, `train@lora`, `data.dvc`."""
+    """As `dvc repro` takes it: `validate`, `train@lora-17`, `data.dvc`."""
     needs: tuple[str, ...]
     """The names of the stages that it depends on directly."""
     card: str
@@ -56,7 +56,7 @@ class Plan:
 def make_plan(folder: Path, *, targets: Sequence[str] = ()) -> Plan:
     """What `dvc repro TARGET...` would go through; without targets, what `dvc repro` would.
 
-    A target is a stage's name, or that of a whole matrix (`train` for `train@lora` and `train@full`).
+    A target is a stage's name, or that of a whole matrix (`train` for `train@lora-17` and `train@full-17`).
 
     Raises:
         UnknownStageError: a target is no stage.

@@ -45,9 +45,20 @@ def write_params(folder: Path, change: dict[str, Any] | None = None) -> None:
         "registry": {"model_name": "demo"},
     }
     for name, section in [*small.items(), *(change or {}).items()]:
-        entries[name] |= section
+        entries[name] = _merged(entries[name], section)
     with (folder / "params.yaml").open("w", encoding="utf-8") as file:
         YAML(typ="safe").dump(entries, file)
+
+
+def _merged(entries: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Arms are changed entry by entry, the entries of other sections as a whole."""
+    arms = {name: entries[name] | change[name] for name in change if "kind" in _entries_of(entries, name)}
+    return entries | change | arms
+
+
+def _entries_of(entries: dict[str, Any], name: str) -> dict[str, Any]:
+    entry = entries.get(name)
+    return entry if isinstance(entry, dict) else {}
 
 
 def run_in(folder: Path, command: list[str]) -> str:

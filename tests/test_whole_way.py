@@ -17,13 +17,13 @@ STAGES = {
     "validate",
     "plan@lora",
     "plan@full",
-    "train@lora",
-    "train@full",
+    "train@lora-17",
+    "train@full-17",
     "merge",
-    "evaluate@base",
-    "evaluate@lora",
-    "evaluate@merged",
-    "evaluate@full",
+    "evaluate-base",
+    "evaluate@lora-17",
+    "evaluate-merged",
+    "evaluate@full-17",
     "compare",
     "register",
 }
@@ -38,8 +38,8 @@ def project(whole_project: Path) -> Path:
 def test_every_stage_leaves_what_it_says(project: Path) -> None:
     for path in (
         "artifacts/samples/train.parquet",
-        "artifacts/trained/lora/adapter_model.safetensors",
-        "artifacts/trained/full/model.safetensors",
+        "artifacts/trained/lora-17/adapter_model.safetensors",
+        "artifacts/trained/full-17/model.safetensors",
         "artifacts/merged/model.safetensors",
         "artifacts/scores/merged/predictions.parquet",
         "artifacts/registered/manifest.json",
@@ -70,7 +70,7 @@ def test_summary_prints_every_arm_and_where_to_look(project: Path) -> None:
 
 def test_ask_answers_alike_from_folder_and_registry(project: Path) -> None:
     ask = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what color is it?"]
-    by_folder = run_in(project, [*ask, "--adapter", "artifacts/trained/lora", "--max-new-tokens", "8"])
+    by_folder = run_in(project, [*ask, "--adapter", "artifacts/trained/lora-17", "--max-new-tokens", "8"])
     by_alias = run_in(project, [*ask, "--adapter", "models:/demo@challenger", "--max-new-tokens", "8"])
     assert by_folder == by_alias
 
@@ -83,7 +83,7 @@ def test_registered_version_predicts_as_the_adapter_scored(project: Path) -> Non
     )
     import pandas as pd
 
-    scored = pd.read_parquet(project / "artifacts" / "scores" / "lora" / "predictions.parquet")
+    scored = pd.read_parquet(project / "artifacts" / "scores" / "lora-17" / "predictions.parquet")
     rows = scored[scored["set"] == "heldout"].head(3)
     files = [project / "data" / "pictures" / pictures[0] for pictures in rows["pictures"]]
     asked = {
@@ -127,8 +127,8 @@ def test_changed_base_is_refused_in_one_line(project: Path) -> None:
     "arguments, code, told",
     [
         (["explain"], 2, "No such command 'explain'"),
-        (["train", "--arm", "qlora"], 2, "'qlora' is none of lora, full"),
-        (["evaluate", "--model", "best"], 2, "'best' is none of base, lora, merged, full"),
+        (["train", "--arm", "qlora"], 2, "no arm 'qlora': params.yaml has "),
+        (["evaluate", "--model", "best"], 2, "no model 'best': there are base, merged, "),
         (["ask", "params.yaml", "what?"], 2, "is no picture"),
         (["ask", "data/pictures/heldout/0.png", "what?", "--adapter", "nowhere"], 2, "no TrainedAdapter at 'nowhere'"),
         (["ask", "data/pictures/heldout/0.png", "what?", "--adapter", "models:/demo@best"], 2, "best"),
@@ -164,11 +164,11 @@ def test_help_teaches() -> None:
         ({"comparison": {"retention_target": 0.9}}, {"compare", "register"}),
         ({"memory": {"budget_gib": 23.0}}, {"plan@lora", "plan@full"}),
         (
-            {"lora": {"language_attention": {"mode": "lora", "rank": 2, "alpha": 4}}},
-            STAGES - {"validate", "plan@full", "train@full", "evaluate@base", "evaluate@full"},
+            {"arms": {"lora": {"rank": 2, "alpha": 4}}},
+            STAGES - {"validate", "plan@full", "train@full-17", "evaluate-base", "evaluate@full-17"},
         ),
     ],
-    ids=["of the report", "larger card", "rank of a point"],
+    ids=["of the report", "larger card", "rank of an arm"],
 )
 def test_a_changed_entry_runs_only_what_depends_on_it(project: Path, change: dict[str, Any], runs: set[str]) -> None:
     run_in(project, ["dvc", "repro"])
@@ -181,16 +181,16 @@ def test_a_changed_entry_runs_only_what_depends_on_it(project: Path, change: dic
 
 def test_two_ranks_under_deepspeed_train_what_one_process_does(project: Path) -> None:
     run_in(project, ["dvc", "repro"])
-    alone = _read_json(project / "metrics" / "train-lora.json")
+    alone = _read_json(project / "metrics" / "train" / "lora-17.json")
     before = _num_runs(project)
     step = {"micro_batch_size": 2, "engine": "deepspeed", "zero_stage": 2, "num_cards": 2}
-    write_params(project, {"lora": {"step": step}})
+    write_params(project, {"arms": {"lora": {"step": step}}})
     try:
-        run_in(project, ["dvc", "repro", "train@lora"])
-        together = _read_json(project / "metrics" / "train-lora.json")
+        run_in(project, ["dvc", "repro", "train@lora-17"])
+        together = _read_json(project / "metrics" / "train" / "lora-17.json")
         assert together["heldout_loss"] == pytest.approx(alone["heldout_loss"], rel=1e-3)
         assert together["step_memory_gib"] == pytest.approx(together["planned_memory_gib"], rel=0.05)
-        config = _read_json(project / "artifacts" / "trained" / "lora" / "deepspeed.json")
+        config = _read_json(project / "artifacts" / "trained" / "lora-17" / "deepspeed.json")
         assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 2)
         assert _num_runs(project) == before + 1  # not one per rank
     finally:

@@ -19,7 +19,8 @@ from mgm_lora.errors import PictureError
 from mgm_lora.evaluation.formatting import arm_label
 from mgm_lora.evaluation.predictions import Prediction
 from mgm_lora.evaluation.scoring import type_name
-from mgm_lora.evaluation.sources import BASELINE, REFERENCE, SUBJECT
+from mgm_lora.evaluation.sources import BASELINE
+from mgm_lora.settings import REFERENCE, SUBJECT
 
 KINDS = ("LoRA wrong, full right", "LoRA right, full wrong", "forgotten", "both wrong", "both right")
 """Of outcomes, in the order shown; the third is of known samples, the others of held-out ones."""

@@ -13,7 +13,16 @@ u = 1 - (alpha/2)^(1/m) of all pictures do, and the value could be u lower or hi
 pictures are hardly better off (a bootstrap of 60 such pictures covers 79 % where it says 95 %), so an interval of a
 difference or ratio is never shorter than that on either side.
 
-It knows neither arms nor question types. Intervals speak of other pictures, not of other training seeds.
+Where an arm was trained with several seeds, the interval speaks of other seeds too: a hierarchical bootstrap draws seeds and, apart from them,
+pictures; every seed answered the same pictures, so the two are crossed. Of K seeds K - 1 are drawn, with replacement: the mean of so many draws
+varies as the mean of K seeds does, while K draws would vary less by a factor of (K - 1)/K (Rao and Wu 1988), a third less with three seeds. Arms
+are paired by seed, since one seed gives all of them the same order of samples. That interval is the percentile one. With one seed nothing is said
+of others.
+
+Whether two arms differ at all is tested by exchanging their answers, picture by picture, with the seeds taken as they are (scipy's paired
+permutation test).
+
+It knows neither arms nor question types.
 """
 
 from collections.abc import Sequence
@@ -24,17 +33,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
 from mgm_lora.settings import EvaluationSettings
 
-# S samples, C clusters (of samples that share pictures)
+# K seeds, S samples, C clusters (of samples that share pictures), B resamples
+Answers = Sequence[bool] | Sequence[Sequence[bool]] | NDArray[np.bool_]
+"""Right or wrong, [S] of one training or [K][S] of several."""
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 MIN_PICTURES_RIGHT = 20
 """Of the denominator of a ratio: with 20, one resample in e^20 holds none of them; with few, many divide by zero."""
 MAX_BCA_PICTURES = 5000
+NUM_PERMUTATIONS = 9_999
 _MAX_BATCH_ELEMENTS = 4_000_000
 _DIGITS = 6
 
@@ -50,6 +62,8 @@ class Estimate(BaseModel):
     num_samples: int
     num_pictures: int
     """Clusters that were resampled: pictures, or groups of questions that share several."""
+    num_seeds: int = 1
+    """Trainings that were resampled; 1: the interval speaks of other pictures only."""
 
 
 def picture_clusters(pictures: Sequence[Sequence[str]]) -> Indices:
@@ -67,62 +81,93 @@ def picture_clusters(pictures: Sequence[Sequence[str]]) -> Indices:
     return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def estimate_share(correct_S: Sequence[bool], *, clusters_S: Indices, evaluation: EvaluationSettings) -> Estimate:
-    """The share of right answers."""
-    correct = np.asarray(correct_S, dtype=np.float64)
+def estimate_share(correct_KS: Answers, *, clusters_S: Indices, evaluation: EvaluationSettings) -> Estimate:
+    """The share of right answers, of one training or of several."""
+    correct = _by_seed(correct_KS)
     return _estimate(correct, np.ones_like(correct), clusters_S, evaluation, limits=(0.0, 1.0), is_paired=False)
 
 
 def estimate_difference(
-    first_S: Sequence[bool], second_S: Sequence[bool], *, clusters_S: Indices, evaluation: EvaluationSettings
+    first_KS: Answers, second_KS: Answers, *, clusters_S: Indices, evaluation: EvaluationSettings
 ) -> Estimate:
-    """The share right in `first` minus the share right in `second`, paired on the same samples."""
-    difference = np.asarray(first_S, dtype=np.float64) - np.asarray(second_S, dtype=np.float64)
+    """The share right in `first` minus the share right in `second`, paired on the same samples and seeds; one of them may have one seed only."""
+    difference = _by_seed(first_KS) - _by_seed(second_KS)
     return _estimate(difference, np.ones_like(difference), clusters_S, evaluation, limits=(-1.0, 1.0), is_paired=True)
 
 
 def estimate_ratio(
-    first_S: Sequence[bool], second_S: Sequence[bool], *, clusters_S: Indices, evaluation: EvaluationSettings
+    first_KS: Answers, second_KS: Answers, *, clusters_S: Indices, evaluation: EvaluationSettings
 ) -> Estimate | None:
-    """The share right in `first` over the share right in `second`, paired on the same samples.
+    """The share right in `first` over the share right in `second`, paired on the same samples and seeds.
 
-    None where `second` is right on fewer than `MIN_PICTURES_RIGHT` pictures: the ratio has no usable interval.
+    None where `second` is right on fewer than `MIN_PICTURES_RIGHT` pictures with any of its seeds: the ratio has no usable interval.
     """
-    first, second = np.asarray(first_S, dtype=np.float64), np.asarray(second_S, dtype=np.float64)
-    if len(np.unique(clusters_S[second > 0])) < MIN_PICTURES_RIGHT:
+    first, second = np.broadcast_arrays(_by_seed(first_KS), _by_seed(second_KS))
+    if min(len(np.unique(clusters_S[row > 0])) for row in second) < MIN_PICTURES_RIGHT:
         return None
     return _estimate(first, second, clusters_S, evaluation, limits=(0.0, np.inf), is_paired=True)
 
 
+def p_value_of_difference(
+    first_KS: Answers, second_KS: Answers, *, clusters_S: Indices, evaluation: EvaluationSettings
+) -> float:
+    """Two-sided p-value of "both are right equally often", by exchanging the two picture by picture; means over seeds."""
+    first, second = (
+        _sum_clusters(_by_seed(item).mean(axis=0, keepdims=True), clusters_S)[0] for item in (first_KS, second_KS)
+    )
+    if np.array_equal(first, second):
+        return 1.0
+    test = permutation_test(
+        (first, second),
+        lambda a, b, axis: (a - b).mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=NUM_PERMUTATIONS,
+        vectorized=True,
+        batch=max(1, _MAX_BATCH_ELEMENTS // len(first)),
+        rng=np.random.default_rng(evaluation.seed),
+    )
+    return round(float(test.pvalue), _DIGITS)
+
+
+def _by_seed(correct: Answers) -> Floats:
+    return np.atleast_2d(np.asarray(correct, dtype=np.float64))
+
+
 def _estimate(
-    numerator_S: Floats,
-    denominator_S: Floats,
+    numerator_KS: Floats,
+    denominator_KS: Floats,
     clusters_S: Indices,
     evaluation: EvaluationSettings,
     *,
     limits: tuple[float, float],
     is_paired: bool,
 ) -> Estimate:
-    numerator_C = _sum_clusters(numerator_S, clusters_S)
-    denominator_C = _sum_clusters(denominator_S, clusters_S)
-    value = float(numerator_C.sum() / denominator_C.sum())
-    has_spread = not np.allclose(numerator_C, value * denominator_C, atol=1e-9)
-    intervals = [_bootstrap(numerator_C, denominator_C, evaluation)] if has_spread else []
+    numerator_KC = _sum_clusters(numerator_KS, clusters_S)
+    denominator_KC = _sum_clusters(denominator_KS, clusters_S)
+    num_seeds, num_clusters = numerator_KC.shape
+    value = float(numerator_KC.sum() / denominator_KC.sum())
+    intervals = []
+    has_spread = not np.allclose(numerator_KC, value * denominator_KC, atol=1e-9)
+    if has_spread and num_seeds == 1:
+        intervals.append(_bootstrap(numerator_KC[0], denominator_KC[0], evaluation))
+    elif has_spread:
+        intervals.append(_bootstrap_with_seeds(numerator_KC, denominator_KC, evaluation))
     if is_paired or not has_spread:
-        intervals.append(_exact(value, len(numerator_C), float(denominator_S.mean()), evaluation.confidence))
+        intervals.append(_exact(value, num_clusters, float(denominator_KS.mean()), evaluation.confidence))
     low = float(np.clip(min(low for low, _ in intervals), *limits))
     high = float(np.clip(max(high for _, high in intervals), *limits))
     return Estimate(
         value=round(value, _DIGITS),
         low=round(low, _DIGITS),
         high=round(high, _DIGITS),
-        num_samples=len(numerator_S),
-        num_pictures=len(numerator_C),
+        num_samples=numerator_KS.shape[1],
+        num_pictures=num_clusters,
+        num_seeds=num_seeds,
     )
 
 
-def _sum_clusters(values_S: Floats, clusters_S: Indices) -> Floats:
-    return np.bincount(clusters_S, weights=values_S).astype(np.float64)
+def _sum_clusters(values_KS: Floats, clusters_S: Indices) -> Floats:
+    return np.stack([np.bincount(clusters_S, weights=row).astype(np.float64) for row in values_KS])
 
 
 def _exact(value: float, num_clusters: int, scale: float, confidence: float) -> tuple[float, float]:
@@ -144,6 +189,24 @@ def _bootstrap(numerator_C: Floats, denominator_C: Floats, evaluation: Evaluatio
         rng=np.random.default_rng(evaluation.seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def _bootstrap_with_seeds(
+    numerator_KC: Floats, denominator_KC: Floats, evaluation: EvaluationSettings
+) -> tuple[float, float]:
+    num_seeds, num_clusters = numerator_KC.shape
+    rng = np.random.default_rng(evaluation.seed)
+    ratios: list[Floats] = []
+    size = max(1, _MAX_BATCH_ELEMENTS // num_clusters)
+    for first in range(0, evaluation.num_resamples, size):
+        num_draws = min(size, evaluation.num_resamples - first)
+        seeds_BK = rng.multinomial(num_seeds - 1, np.full(num_seeds, 1 / num_seeds), size=num_draws)
+        clusters_BC = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=num_draws)
+        sums = [((seeds_BK @ values_KC) * clusters_BC).sum(axis=1) for values_KC in (numerator_KC, denominator_KC)]
+        ratios.append(sums[0] / sums[1])
+    tail = (1.0 - evaluation.confidence) / 2.0
+    low, high = np.quantile(np.concatenate(ratios), [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def _ratio_of_sums(numerator: Floats, denominator: Floats, axis: int = -1) -> Any:

@@ -43,7 +43,8 @@ def gather_provenance(comparison: Comparison) -> Provenance:
     """Reads the manifests of everything that the comparison stands on, and this machine."""
     manifests = {"samples": comparison.samples}
     for arm in comparison.arms.values():
-        manifests |= arm.manifests
+        for run in arm.runs:
+            manifests |= run.manifests
     return Provenance(
         base=_agree({name: dict(_flatten(item.base)) for name, item in manifests.items()}),
         settings=_agree({name: dict(_flatten(item.settings)) for name, item in manifests.items()}),
@@ -109,5 +110,5 @@ def _processor() -> str:
 
 def _devices(comparison: Comparison) -> Iterator[Fact]:
     for name, arm in comparison.arms.items():
-        if arm.cost and arm.cost.device:
-            yield Fact("trained on", arm.cost.device, f"trained/{name}")
+        if arm.first.cost and arm.first.cost.device:
+            yield Fact("trained on", arm.first.cost.device, name)

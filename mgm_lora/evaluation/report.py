@@ -19,7 +19,8 @@ from mgm_lora.evaluation.intervals import MAX_BCA_PICTURES, Estimate
 from mgm_lora.evaluation.predictions import Prediction, of_set
 from mgm_lora.evaluation.provenance import gather_provenance
 from mgm_lora.evaluation.scoring import scored, type_name
-from mgm_lora.evaluation.sources import BASELINE, REFERENCE, SUBJECT
+from mgm_lora.evaluation.sources import BASELINE
+from mgm_lora.settings import REFERENCE, SUBJECT
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "comparison.html.j2"
@@ -74,7 +75,7 @@ def _environment() -> Environment:
 
 
 def _scored(comparison: Comparison, arm: str) -> list[Prediction]:
-    return scored(comparison.arms[arm].predictions, evaluation=comparison.evaluation)
+    return scored(comparison.arms[arm].first.predictions, evaluation=comparison.evaluation)
 
 
 def _retention_chart(comparison: Comparison) -> IntervalChart | None:
@@ -111,7 +112,7 @@ def _forgetting_chart(comparison: Comparison) -> IntervalChart | None:
 
 
 def _type_chart(comparison: Comparison) -> IntervalChart:
-    by_arm = {name: arm.scores.by_type for name, arm in comparison.arms.items()}
+    by_arm = {row.name: row.by_type for row in comparison.rows}
     included = comparison.evaluation.score_types or tuple(by_arm[BASELINE])
     ordered = sorted(by_arm[BASELINE], key=lambda name: (name not in included, name))
     bars = [
@@ -128,7 +129,7 @@ def _type_heading(name: str, estimate: Estimate, is_scored: bool) -> str:
 
 
 def _loss_charts(comparison: Comparison) -> list[LineChart]:
-    histories = {name: arm.history for name, arm in comparison.arms.items() if arm.history}
+    histories = {name: arm.first.history for name, arm in comparison.arms.items() if arm.first.history}
     panels = {
         "Training loss": {name: history.train for name, history in histories.items()},
         "Held-out loss": {name: history.heldout for name, history in histories.items()},
@@ -154,7 +155,8 @@ def _confusions(comparison: Comparison) -> dict[str, dict[str, Confusion]]:
 
 def _gallery(comparison: Comparison, pictures: Path) -> Gallery:
     predictions = {
-        name: [*_scored(comparison, name), *of_set(arm.predictions, "known")] for name, arm in comparison.arms.items()
+        name: [*_scored(comparison, name), *of_set(arm.first.predictions, "known")]
+        for name, arm in comparison.arms.items()
     }
     return make_gallery(
         predictions,

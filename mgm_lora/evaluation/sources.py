@@ -1,7 +1,8 @@
 """What a comparison reads: the scores, training records and artifacts of every arm, checked to be whole and about the
 same samples.
 
-An arm that is missing is an error that names the stage to run, never a row left out.
+An arm is trained once for each seed. One that is missing is an error that names the stage to run, or, where that is asked for, told as failed;
+never a row left out.
 """
 
 import json
@@ -16,14 +17,11 @@ from mgm_lora.artifacts import Manifest, read_manifest, size_on_disk
 from mgm_lora.errors import ArtifactError, DataError
 from mgm_lora.evaluation.predictions import Prediction
 from mgm_lora.evaluation.scoring import Scores, read_scores
-from mgm_lora.settings import EvaluationSettings
+from mgm_lora.settings import REFERENCE, SUBJECT, ComparisonSettings, EvaluationSettings
 
 BASELINE = "base"
-REFERENCE = "full"
-SUBJECT = "lora"
 MERGED = "merged"
-ARMS = (BASELINE, SUBJECT, MERGED, REFERENCE)
-_TRAINED_KINDS = {SUBJECT: "TrainedAdapter", REFERENCE: "TrainedModel"}
+_TRAINED_KINDS = ("TrainedAdapter", "TrainedModel")
 _BYTES_PER_MIB = 2**20
 
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -36,13 +34,13 @@ class ComparisonSources:
     samples: Path
     """The `SampleTable`."""
     scores: Path
-    """Holds a folder of `Scores` per arm."""
+    """Holds a folder of `Scores` per model: `base`, `merged`, `<arm>-<seed>`."""
     trained: Path
-    """Holds a folder per trained arm."""
+    """Holds a folder `<arm>-<seed>` per training."""
     merged: Path
     """The `MergedModel`."""
     metrics: Path
-    """Holds `train-<arm>.json`."""
+    """Holds `train/<arm>-<seed>.json`."""
     base: Path | None = None
     """The base's checkpoint, for its size; none: the size is not shown."""
 
@@ -82,16 +80,18 @@ class TrainingCost(BaseModel):
     step_memory_gib: float | None = None
     """What such a step held; none where it was not tried."""
     minutes: float
+    samples_per_second: float | None = None
     size_on_disk_mib: float
     device: str = ""
     """What it was trained on, where the training says so."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """All that is known of one arm."""
+class ArmRun:
+    """An arm as one seed made it; of the base and the merged model there is one."""
 
-    name: str
+    seed: int | None
+    """None where no training of its own made it."""
     scores: Scores
     predictions: tuple[Prediction, ...]
     manifests: Mapping[str, Manifest]
@@ -100,71 +100,121 @@ class Arm:
     """None where the arm has no training of its own."""
     history: History | None
     size_on_disk_mib: float | None
+    trained: Path | None
+    """The folder of what was trained."""
 
 
-def read_arms(sources: ComparisonSources, *, evaluation: EvaluationSettings) -> dict[str, Arm]:
-    """Reads every arm, in the order of `ARMS`.
+@dataclass(frozen=True)
+class Arm:
+    """All that is known of one arm."""
+
+    name: str
+    runs: tuple[ArmRun, ...]
+    """By seed, in the settings' order; never empty."""
+
+    @property
+    def first(self) -> ArmRun:
+        """That of the first seed, whose adapter is merged and registered."""
+        return self.runs[0]
+
+
+@dataclass(frozen=True)
+class FailedArm:
+    """An arm that is asked for and not whole."""
+
+    name: str
+    reason: str
+
+
+def read_arms(
+    sources: ComparisonSources,
+    *,
+    evaluation: EvaluationSettings,
+    comparison: ComparisonSettings,
+    allow_failed: bool = False,
+) -> tuple[dict[str, Arm], tuple[FailedArm, ...]]:
+    """Reads every arm: the base, `lora`, the merged model, then the others as the settings name them.
+
+    Args:
+        sources: where.
+        evaluation: what they must have been scored with.
+        comparison: which arms and seeds.
+        allow_failed: tell arms that are not whole instead of stopping; base, `lora` and `full` must be whole all the same.
 
     Raises:
         ArtifactError: an arm's scores, model or training record is missing, not whole, or scored with other settings.
         DataError: two arms answered different samples.
     """
-    arms = {name: _read_arm(name, sources, evaluation) for name in ARMS}
+    others = [name for name in comparison.arms if name != SUBJECT]
+    arms: dict[str, Arm] = {}
+    failed: list[FailedArm] = []
+    for name in (BASELINE, SUBJECT, MERGED, *others):
+        try:
+            seeds = (None,) if name in (BASELINE, MERGED) else comparison.seeds
+            arms[name] = Arm(name, tuple(_read_run(name, seed, sources, evaluation) for seed in seeds))
+        except ArtifactError as error:
+            if not allow_failed or name in (BASELINE, SUBJECT, REFERENCE):
+                raise
+            failed.append(FailedArm(name, str(error)))
     for name, arm in arms.items():
-        _check_paired(arm.predictions, arms[BASELINE].predictions, arm=name)
-    return arms
+        for run in arm.runs:
+            _check_paired(run.predictions, arms[BASELINE].first.predictions, name=_run_name(name, run.seed))
+    return arms, tuple(failed)
 
 
-def _read_arm(name: str, sources: ComparisonSources, evaluation: EvaluationSettings) -> Arm:
+def _read_run(arm: str, seed: int | None, sources: ComparisonSources, evaluation: EvaluationSettings) -> ArmRun:
+    name = _run_name(arm, seed)
+    stage = f"evaluate-{name}" if seed is None else f"evaluate@{name}"
     try:
         scores, predictions, manifest = read_scores(sources.scores / name)
     except ArtifactError as error:
-        message = f"arm '{name}' has no scores to compare: run `dvc repro evaluate@{name}`"
-        raise ArtifactError(f"{message}. {error}") from error
+        raise ArtifactError(f"'{name}' has no scores to compare: run `dvc repro {stage}`. {error}") from error
     if scores.arm != name or manifest.settings.get("evaluation") != evaluation.model_dump(mode="json"):
         raise ArtifactError(
-            f"asked for scores of arm '{name}' under {evaluation.model_dump(mode='json')}, found in "
-            f"'{sources.scores / name}' arm '{scores.arm}' under {manifest.settings.get('evaluation')}: "
-            f"run `dvc repro evaluate@{name}`"
+            f"asked for scores of '{name}' under {evaluation.model_dump(mode='json')}, found in "
+            f"'{sources.scores / name}' those of '{scores.arm}' under {manifest.settings.get('evaluation')}: "
+            f"run `dvc repro {stage}`"
         )
     manifests = {f"scores/{name}": manifest}
-    if name == BASELINE:
+    if arm == BASELINE:
         size = size_on_disk(sources.base) / _BYTES_PER_MIB if sources.base else None
-        return Arm(name, scores, tuple(predictions), manifests, None, None, size)
-    if name == MERGED:
-        merged = _read_model(sources.merged, kind="MergedModel", arm=name, stage="merge")
+        return ArmRun(None, scores, tuple(predictions), manifests, None, None, size, None)
+    if arm == MERGED:
+        merged = _read_model(sources.merged, kind="MergedModel", name=name, stage="merge")
         size = size_on_disk(sources.merged) / _BYTES_PER_MIB
-        return Arm(name, scores, tuple(predictions), manifests | {"merged": merged}, None, None, size)
-    stage = f"train@{name}"
+        return ArmRun(None, scores, tuple(predictions), manifests | {"merged": merged}, None, None, size, None)
     folder = sources.trained / name
-    trained = _read_model(folder, kind=_TRAINED_KINDS[name], arm=name, stage=stage)
-    cost = _read_record(sources.metrics / f"train-{name}.json", TrainingCost, arm=name, stage=stage)
-    history = _read_record(folder / "history.json", History, arm=name, stage=stage)
+    trained = _read_model(folder, kind=_TRAINED_KINDS, name=name, stage=f"train@{name}")
+    cost = _read_record(sources.metrics / "train" / f"{name}.json", TrainingCost, name=name)
+    history = _read_record(folder / "history.json", History, name=name)
     manifests |= {f"trained/{name}": trained}
-    return Arm(name, scores, tuple(predictions), manifests, cost, history, cost.size_on_disk_mib)
+    return ArmRun(seed, scores, tuple(predictions), manifests, cost, history, cost.size_on_disk_mib, folder)
 
 
-def _read_model(folder: Path, *, kind: str, arm: str, stage: str) -> Manifest:
+def _run_name(arm: str, seed: int | None) -> str:
+    return arm if seed is None else f"{arm}-{seed}"
+
+
+def _read_model(folder: Path, *, kind: str | Sequence[str], name: str, stage: str) -> Manifest:
     try:
         return read_manifest(folder, kind=kind)
     except ArtifactError as error:
-        raise ArtifactError(f"arm '{arm}' has no model: run `dvc repro {stage}`. {error}") from error
+        raise ArtifactError(f"'{name}' has no model: run `dvc repro {stage}`. {error}") from error
 
 
-def _read_record(path: Path, model: type[_Record], *, arm: str, stage: str) -> _Record:
+def _read_record(path: Path, model: type[_Record], *, name: str) -> _Record:
     try:
         return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
-        raise ArtifactError(f"arm '{arm}' has no whole record '{path}': run `dvc repro {stage}`. {error}") from error
+        raise ArtifactError(f"'{name}' has no whole record '{path}': run `dvc repro train@{name}`. {error}") from error
 
 
-def _check_paired(first: Sequence[Prediction], second: Sequence[Prediction], *, arm: str) -> None:
+def _check_paired(first: Sequence[Prediction], second: Sequence[Prediction], *, name: str) -> None:
     keys, others = ({(item.set, item.id, item.answer, item.pictures) for item in items} for items in (first, second))
     if keys == others:
         return
     ids = sorted(key[1] for key in keys ^ others)
     raise DataError(
-        f"arms '{arm}' and '{BASELINE}' answered different samples ({len(ids)} rows differ, the first are of "
-        f"{', '.join(dict.fromkeys(ids[:6]))}), so they can't be paired. "
-        f"Run `dvc repro evaluate@{arm} evaluate@{BASELINE}`"
+        f"'{name}' and '{BASELINE}' answered different samples ({len(ids)} rows differ, the first are of "
+        f"{', '.join(dict.fromkeys(ids[:6]))}), so they can't be paired. Run `dvc repro evaluate evaluate-{BASELINE}`"
     )

@@ -49,6 +49,11 @@ def save_adapter(model: nn.Module, *, folder: Path) -> None:
         save_file({name: value.detach().contiguous() for name, value in full_parts.items()}, folder / FULL_PARTS_NAME)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder of trained weights is an adapter (or, if not, a whole model); raises ArtifactError where it is neither."""
+    return read_manifest(folder, kind=(KIND, "TrainedModel", "MergedModel")).kind == KIND
+
+
 def adapter_quantization(folder: Path) -> Quantization:
     """How the base was kept in memory when the adapter was trained; raises ArtifactError where there is no whole adapter."""
     return _quantization_of(read_manifest(folder, kind=KIND))

@@ -76,7 +76,7 @@ class PlanRequest:
 def plan_arm(request: PlanRequest, *, destination: Path, parents: dict[str, str]) -> MemoryPlan:
     """Makes the plan of an arm and writes it; raises as `make_plan` does."""
     plan = make_plan(request)
-    settings = {request.arm_name: request.arm, "memory": request.memory, "training": request.training}
+    settings = {"arm": request.arm, "memory": request.memory, "training": request.training}
     write_plan(plan, destination=destination, settings=settings, parents=parents)
     return plan
 

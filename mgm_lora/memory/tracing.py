@@ -36,6 +36,7 @@ from mgm_lora.model.quantization import quantize_language_model_
 from mgm_lora.settings import TrainingSettings
 
 Device = Literal["cpu", "cuda"]
+_ANY_SEED = 0  # of weights that no one reads
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def make_trainable_(
 ) -> TrainableModel:
     """In place: what training does to a model before its first step."""
     if isinstance(arm, LoraSettings):
-        trainable = inject_adapter_(model, lora=arm, seed=training.seed)
+        trainable = inject_adapter_(model, lora=arm, seed=_ANY_SEED)
     else:
-        trainable = thaw_parts_(model, full=arm, seed=training.seed)
+        trainable = thaw_parts_(model, full=arm, seed=_ANY_SEED)
     make_lean_(
         trainable.mgm, checkpointing=knobs.checkpointing, offload=knobs.offload_activations, loss_chunk=knobs.loss_chunk
     )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mgm_lora.errors import ArtifactError
 from mgm_lora.registry.answering_model import ADAPTER_ARTIFACT, PICTURE_COLUMN, QUESTION_COLUMN
-from mgm_lora.registry.records import SUBJECT, PipelineRecord
+from mgm_lora.registry.records import PipelineRecord
 
 REQUIREMENTS = (
     "accelerate",
@@ -47,7 +47,7 @@ _EXAMPLE_SIDE = 336
 
 def pack_model(record: PipelineRecord, *, mlflow_model: Model, destination: Path) -> None:
     """Writes the version's folder."""
-    answers = record.arms[SUBJECT].scores_manifest.settings["evaluation"]
+    answers = record.arms[record.sources.subject].scores_manifest.settings["evaluation"]
     answers = {"batch_size": answers["batch_size"], "max_new_tokens": answers["max_new_tokens"]}
     mlflow.pyfunc.save_model(
         path=destination,
@@ -66,7 +66,7 @@ def pack_model(record: PipelineRecord, *, mlflow_model: Model, destination: Path
 
 def make_example(record: PipelineRecord) -> pd.DataFrame:
     """The first held-out question that has a picture, with the picture in it, shrunk where it is large."""
-    path = record.arms[SUBJECT].scores / "predictions.parquet"
+    path = record.arms[record.sources.subject].scores / "predictions.parquet"
     rows = pd.read_parquet(path, columns=["set", "question", "pictures"])
     rows = rows[(rows["set"] == "heldout") & (rows["pictures"].str.len() > 0)]
     if rows.empty:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_file, digest_folder, read_manifest
 from mgm_lora.errors import ArtifactError, ContractError, MergeProofError
 
-SUBJECT = "lora"
-_TRAINED_KINDS = {"lora": "TrainedAdapter", "full": "TrainedModel"}
+_UNTRAINED = ("base", "merged")
+_TRAINED_KINDS = ("TrainedAdapter", "TrainedModel")
 _HISTORY_NAME = "history.json"
 
 
@@ -26,16 +26,18 @@ _HISTORY_NAME = "history.json"
 class RegistrationSources:
     """Where the pipeline left things."""
 
+    subject: str
+    """The training whose adapter is registered: `lora-17`."""
     samples: Path
     """The SampleTable."""
     trained: Path
-    """Holds a folder per trained arm."""
+    """Holds a folder per training."""
     merged: Path
     """The MergedModel, whose manifest holds the proof."""
     scores: Path
-    """Holds a folder of Scores per arm."""
+    """Holds a folder of Scores per model."""
     metrics: Path
-    """Holds `train-<arm>.json` and `comparison.json`."""
+    """Holds `train/<name>.json` and `comparison.json`."""
     report: Path
     data_docs: Path
     lock: Path
@@ -54,7 +56,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class ArmRecord:
-    """One arm: its scores, and its training where it had one."""
+    """One model of the comparison: its scores, and its training where it had one."""
 
     name: str
     scores: Path
@@ -88,12 +90,12 @@ class PipelineRecord:
     @property
     def adapter(self) -> Path:
         """The TrainedAdapter's folder."""
-        return self.sources.trained / SUBJECT
+        return self.sources.trained / self.sources.subject
 
     @property
     def adapter_manifest(self) -> Manifest:
         """Of the TrainedAdapter."""
-        manifest = self.arms[SUBJECT].trained_manifest
+        manifest = self.arms[self.sources.subject].trained_manifest
         assert manifest is not None
         return manifest
 
@@ -108,7 +110,7 @@ class PipelineRecord:
         """Identity of the adapter: its weights, what scales them and the base below; not which run made it."""
         manifest = self.adapter_manifest
         weights = digest_folder(self.adapter, pattern="*.safetensors")
-        return _digest([weights, manifest.settings.get(SUBJECT), manifest.base["digest"]])
+        return _digest([weights, manifest.settings.get("arm"), manifest.base["digest"]])
 
     @cached_property
     def data_digest(self) -> str:
@@ -138,7 +140,7 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
 
     Args:
         sources: where it lies.
-        arms: those with scores; `lora` must be among them.
+        arms: names of the models with scores; the subject must be among them.
 
     Raises:
         ArtifactError: something is missing, not whole, or of another adapter.
@@ -167,16 +169,16 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
 def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
     scores = sources.scores / name
     trained = sources.trained / name
-    if name not in _TRAINED_KINDS:
+    if name in _UNTRAINED:
         return ArmRecord(name, scores, read_manifest(scores, kind="Scores"), None, None, {}, {})
     return ArmRecord(
         name=name,
         scores=scores,
         scores_manifest=read_manifest(scores, kind="Scores"),
         trained=trained,
-        trained_manifest=read_manifest(trained, kind=_TRAINED_KINDS[name]),
+        trained_manifest=read_manifest(trained, kind=_TRAINED_KINDS),
         history=_read_json(trained / _HISTORY_NAME, stage=f"train@{name}"),
-        cost=_read_json(sources.metrics / f"train-{name}.json", stage=f"train@{name}"),
+        cost=_read_json(sources.metrics / "train" / f"{name}.json", stage=f"train@{name}"),
     )
 
 

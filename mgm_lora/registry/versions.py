@@ -21,7 +21,7 @@ from mgm_lora.arm_settings import LoraSettings
 from mgm_lora.artifacts import Manifest, digest_file, new_artifact, write_manifest
 from mgm_lora.errors import MgmLoraError, RegistryError
 from mgm_lora.registry.packing import pack_model
-from mgm_lora.registry.records import SUBJECT, PipelineRecord, RegistrationSources, read_pipeline
+from mgm_lora.registry.records import PipelineRecord, RegistrationSources, read_pipeline
 from mgm_lora.registry.runs import Runs, link_model, quietly, write_runs
 from mgm_lora.registry.store import Store, open_store
 from mgm_lora.settings import RegistrySettings
@@ -100,7 +100,7 @@ def _find_version(store: Store, *, name: str, digest: str) -> ModelVersion | Non
 
 def _create_version(store: Store, *, name: str, record: PipelineRecord, runs: Runs, undo: ExitStack) -> ModelVersion:
     client = store.client
-    run_id = runs.arms[SUBJECT]
+    run_id = runs.arms[record.sources.subject]
     logged = mlflow.initialize_logged_model(
         name="adapter", source_run_id=run_id, experiment_id=store.experiment_id, model_type="lora-adapter"
     )
@@ -112,7 +112,7 @@ def _create_version(store: Store, *, name: str, record: PipelineRecord, runs: Ru
         pack_model(record, mlflow_model=model, destination=Path(folder) / "model")
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
-    link_model(store, run_id=run_id, model_id=logged.model_id, arm=record.arms[SUBJECT])
+    link_model(store, run_id=run_id, model_id=logged.model_id, arm=record.arms[record.sources.subject])
     _ensure_registered_model(store, name)
     version = client.create_model_version(
         name,
@@ -139,7 +139,7 @@ def _move_alias(store: Store, *, version: ModelVersion, undo: ExitStack) -> None
 
 def _tags(record: PipelineRecord, runs: Runs) -> dict[str, str]:
     manifest = record.adapter_manifest
-    points = LoraSettings.model_validate(manifest.settings[SUBJECT]).points()
+    points = LoraSettings.model_validate(manifest.settings["arm"]).points()
     ranks = {name: point.rank if point.mode == "lora" else "full" for name, point in points.items()}
     retention = record.comparison.get("retention")
     tags = {

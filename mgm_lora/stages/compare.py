@@ -9,8 +9,8 @@ from mgm_lora.settings import Settings
 from mgm_lora.stages import paths
 
 
-def run(settings: Settings) -> Comparison:
-    """Writes metrics/comparison.json, reports/plots and reports/comparison.html."""
+def run(settings: Settings, *, allow_failed: bool = False) -> Comparison:
+    """Writes metrics/comparison.json, reports/plots and reports/comparison.html; with `allow_failed` also where arms are missing."""
     base = Path(settings.base.model)
     sources = ComparisonSources(
         samples=paths.SAMPLES,
@@ -20,7 +20,9 @@ def run(settings: Settings) -> Comparison:
         metrics=paths.METRICS,
         base=base if base.is_dir() else None,  # a hub id's size is not looked up: that would load torch
     )
-    comparison = compare(sources, evaluation=settings.evaluation, comparison=settings.comparison)
+    comparison = compare(
+        sources, evaluation=settings.evaluation, comparison=settings.comparison, allow_failed=allow_failed
+    )
     write_comparison(comparison, metrics=paths.METRICS / "comparison.json", plots=paths.PLOTS)
     write_report(comparison, pictures=settings.data.pictures, destination=paths.REPORT)
     return comparison

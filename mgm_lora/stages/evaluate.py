@@ -1,21 +1,31 @@
-"""The stage `evaluate`: one arm asked the held-out questions and those on what the base knew, and scored."""
+"""The stages `evaluate`: one model asked the held-out questions and those on what the base knew, and scored."""
 
 from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import Sample
+from mgm_lora.errors import SettingsError
 from mgm_lora.evaluation.predictions import make_predictions
 from mgm_lora.evaluation.scoring import Scores, read_table, write_scores
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.base import find_base
 from mgm_lora.settings import DataSettings, Settings
 from mgm_lora.stages import paths
-from mgm_lora.stages.models import load_arm
+from mgm_lora.stages.models import load_named
 
 
-def run(settings: Settings, *, arm: str) -> Scores:
-    """Writes artifacts/scores/<arm> and metrics/<arm>-scores.json."""
+def run(settings: Settings, *, model_name: str, seed: int | None = None) -> Scores:
+    """Writes artifacts/scores/<name> and metrics/scores/<name>.json.
+
+    Args:
+        model_name: base, merged, or an arm of the settings.
+        seed: which of the arm's trainings; none: the first of comparison.seeds.
+    """
+    name = model_name
+    if model_name not in paths.UNTRAINED:
+        _check_arm(model_name, settings)
+        name = paths.run_name(model_name, settings.comparison.seeds[0] if seed is None else seed)
     base = find_base(settings.base)
     processor = base.processor()
-    model, parents = load_arm(arm, base=base)
+    model, parents = load_named(name, base=base)
     predictions = []
     for set_name, samples in read_table(paths.SAMPLES).items():
         answers = answer_questions(
@@ -24,19 +34,25 @@ def run(settings: Settings, *, arm: str) -> Scores:
             questions=[_question(sample, settings.data) for sample in samples],
             batch_size=settings.evaluation.batch_size,
             max_new_tokens=settings.evaluation.max_new_tokens,
-            label=f"{arm}, {set_name}",
+            label=f"{name}, {set_name}",
         )
         predictions += make_predictions(samples, answers=answers, set_name=set_name)
     return write_scores(
         predictions,
-        arm=arm,
+        arm=name,
         samples=paths.SAMPLES,
         evaluation=settings.evaluation,
         parents={"samples": digest_folder(paths.SAMPLES), **parents},
         base=base.identity,
-        destination=paths.SCORES / arm,
-        metrics=paths.METRICS / f"{arm}-scores.json",
+        destination=paths.SCORES / name,
+        metrics=paths.SCORE_METRICS / f"{name}.json",
     )
+
+
+def _check_arm(name: str, settings: Settings) -> None:
+    if name not in settings.arms:
+        known = ", ".join((*paths.UNTRAINED, *settings.arms))
+        raise SettingsError(f"no model '{name}': there are {known}; name one of these, or add an arm to params.yaml")
 
 
 def _question(sample: Sample, data: DataSettings) -> Question:

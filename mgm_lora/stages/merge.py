@@ -7,7 +7,7 @@ from mgm_lora.data.table import read_samples
 from mgm_lora.merging.merge import MergeProof, merge_with_proof
 from mgm_lora.merging.probe import Probe
 from mgm_lora.model.base import find_base
-from mgm_lora.settings import Settings
+from mgm_lora.settings import SUBJECT, Settings
 from mgm_lora.stages import paths
 
 
@@ -20,7 +20,7 @@ def run(settings: Settings) -> MergeProof:
         for sample in samples
     ]
     proof = merge_with_proof(
-        paths.TRAINED / "lora",
+        paths.TRAINED / paths.run_name(SUBJECT, settings.comparison.seeds[0]),
         base=base,
         probes=probes,
         merging=settings.merging,

@@ -1,4 +1,4 @@
-"""Any arm's model, ready to answer: the base, the base with the adapter on it, or a whole checkpoint."""
+"""Any model of the comparison, ready to answer: the base, the base with an adapter on it, or a whole checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -6,20 +6,19 @@ from typing import Any
 import torch
 
 from mgm_lora.artifacts import digest_folder
-from mgm_lora.lora.adapter import adapter_quantization, load_adapter
+from mgm_lora.lora.adapter import adapter_quantization, is_adapter, load_adapter
 from mgm_lora.model.base import Base
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.stages import paths
 
 
-def load_arm(arm: str, *, base: Base) -> tuple[Any, dict[str, str]]:
-    """The model of `base`, `lora`, `merged` or `full`, and the digest of what it was read from, by name."""
-    if arm == "base":
+def load_named(name: str, *, base: Base) -> tuple[Any, dict[str, str]]:
+    """The model `base`, `merged` or that of a training (`lora-17`), and the digest of what it was read from, by noun."""
+    if name == "base":
         return base.load(), {}
-    if arm == "lora":
-        folder = paths.TRAINED / "lora"
+    folder = paths.MERGED if name == "merged" else paths.TRAINED / name
+    if is_adapter(folder):
         return load_adapted(folder, base=base), {"adapter": digest_folder(folder)}
-    folder = paths.MERGED if arm == "merged" else paths.TRAINED / "full"
     model = load_model(folder, dtype=base.dtype)
     return (model.to("cuda") if torch.cuda.is_available() else model), {"model": digest_folder(folder)}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.compat import ordereddict
 from ruamel.yaml.error import YAMLError
 
 from mgm_lora.artifacts import new_file
@@ -75,9 +76,22 @@ def _change(section: CommentedMap, name: str, value: Any) -> None:
             section.insert(max(0, len(section) - 1), name, value)
     elif value is None and section[name] is not None:
         del section[name]
+    elif isinstance(value, Mapping) and isinstance(section[name], CommentedMap) and section[name].anchor.value:
+        _replace_entries(section[name], value)  # in place: others take theirs from it
     elif section[name] != value:
         section[name] = value
         _close_up_comment(section, name)
+
+
+def _replace_entries(section: CommentedMap, entries: Mapping[str, Any]) -> None:
+    for name in [name for name in section if name not in entries]:
+        ordereddict.__delitem__(section, name)  # not `del`: ruamel trips over those that merge this section
+        section._ok.discard(name)
+    for name, value in entries.items():
+        if name not in section:
+            section[name] = value
+        else:
+            _change(section, name, value)
 
 
 def _close_up_comment(section: CommentedMap, name: str) -> None:

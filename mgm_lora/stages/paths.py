@@ -17,4 +17,14 @@ DATA_DOCS = Path("reports/validation")
 REPORT = Path("reports/comparison.html")
 PLAN_PICTURE = Path("reports/plan.png")
 CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs
+TRAIN_METRICS = Path("metrics/train")
+SCORE_METRICS = Path("metrics/scores")
 RANKS = Path("build/ranks")  # what the processes of a training on several cards are given
+
+UNTRAINED = ("base", "merged")
+"""Models that no training of their own made."""
+
+
+def run_name(arm: str, seed: int) -> str:
+    """What one training of an arm is called, as `dvc repro train@...` takes it: `lora-17`."""
+    return f"{arm}-{seed}"

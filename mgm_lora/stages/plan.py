@@ -14,8 +14,6 @@ from mgm_lora.model.base import DTYPES, check_base, find_config
 from mgm_lora.settings import MemorySettings, Settings
 from mgm_lora.stages import paths
 
-ARMS = ("lora", "full")
-
 
 def run(settings: Settings, *, arm: str) -> MemoryPlan:
     """Writes artifacts/plans/<arm>, and prints what was chosen and what it holds; a base whose weights are not what it says is refused."""
@@ -34,10 +32,10 @@ def what_if(settings: Settings, *, arm: str, budget_gib: float) -> MemoryPlan:
 
 
 def show_all(settings: Settings, *, budget_gib: float | None) -> None:
-    """Prints arms x knobs x micro batch for the card, and draws it to reports/plan.png."""
+    """Prints the compared arms x knobs x micro batch for the card, and draws it to reports/plan.png."""
     settings = settings if budget_gib is None else _with_budget(settings, budget_gib)
     budget = settings.memory.budget_gib
-    outcomes = [outcome for arm in ARMS for outcome in trace_all(request_of(settings, arm=arm))]
+    outcomes = [outcome for arm in settings.comparison.arms for outcome in trace_all(request_of(settings, arm=arm))]
     Console().print(as_table(outcomes, budget_gib=budget))
     paths.PLAN_PICTURE.parent.mkdir(parents=True, exist_ok=True)
     draw_all(outcomes, budget_gib=budget, path=paths.PLAN_PICTURE)
@@ -55,7 +53,7 @@ def request_of(settings: Settings, *, arm: str) -> PlanRequest:
     config, digest = find_config(settings.base)
     return PlanRequest(
         arm_name=arm,
-        arm=settings.lora if arm == "lora" else settings.full,
+        arm=settings.arm(arm),
         config=config,
         base_digest=digest,
         dtype=DTYPES[settings.base.dtype],

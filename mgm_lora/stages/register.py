@@ -4,15 +4,15 @@ from pathlib import Path
 
 from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
-from mgm_lora.settings import Settings
+from mgm_lora.settings import SUBJECT, Settings
 from mgm_lora.stages import paths
-
-ARMS = ("base", "lora", "merged", "full")
 
 
 def run(settings: Settings) -> RegisteredVersion:
     """Writes to MLflow's store, and artifacts/registered."""
+    seeds = settings.comparison.seeds
     sources = RegistrationSources(
+        subject=paths.run_name(SUBJECT, seeds[0]),
         samples=paths.SAMPLES,
         trained=paths.TRAINED,
         merged=paths.MERGED,
@@ -22,4 +22,7 @@ def run(settings: Settings) -> RegisteredVersion:
         data_docs=paths.DATA_DOCS,
         lock=Path("dvc.lock"),
     )
-    return register_adapter(sources, registry=settings.registry, arms=ARMS, destination=paths.REGISTERED)
+    trained = [paths.run_name(arm, seed) for arm in settings.comparison.arms for seed in seeds]
+    return register_adapter(
+        sources, registry=settings.registry, arms=(*paths.UNTRAINED, *trained), destination=paths.REGISTERED
+    )

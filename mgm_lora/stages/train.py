@@ -5,12 +5,13 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 from transformers import TrainerCallback
 
+from mgm_lora.arm_settings import ArmSettings, LoraSettings
 from mgm_lora.artifacts import digest_folder, new_file, write_json
 from mgm_lora.data.table import read_samples
 from mgm_lora.errors import DoesNotFitError, TrainingError
@@ -22,7 +23,7 @@ from mgm_lora.memory.search import smaller_plan
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.registry.store import open_store
-from mgm_lora.settings import Settings
+from mgm_lora.settings import SeededTraining, Settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.plan import planned, request_of
 from mgm_lora.training.arms import Origin, TrainingData, TrainingFigures, adapter_weights, model_weights, train_arm
@@ -36,29 +37,47 @@ from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.tracking import track_training
 
 logger = logging.getLogger(__name__)
-ARMS = ("lora", "full")
 
 
-def run(settings: Settings, *, arm: str, plan_folder: Path | None = None) -> None:
-    """Trains `lora` or `full` as its plan says and writes artifacts/trained/<arm> and metrics/train-<arm>.json.
+@dataclass(frozen=True)
+class _Task:
+    """One training: an arm, and the settings for one seed."""
+
+    arm: str
+    of: ArmSettings
+    training: SeededTraining
+
+    @property
+    def name(self) -> str:
+        return paths.run_name(self.arm, self.training.seed)
+
+    def sections(self, settings: Settings) -> dict[str, BaseModel]:
+        return {"base": settings.base, "data": settings.data, "arm": self.of, "training": self.training}
+
+
+def run(settings: Settings, *, arm: str, seed: int | None = None, plan_folder: Path | None = None) -> None:
+    """Trains an arm once, as its plan says, and writes artifacts/trained/<arm>-<seed> and metrics/train/<arm>-<seed>.json.
 
     Under DeepSpeed it starts one process per card, each of which comes here again. Where the largest batch does not fit after all, and the
     settings allow it, it goes on with the next smaller plan.
 
     Args:
+        seed: one of comparison.seeds; none: the first of them.
         plan_folder: none: artifacts/plans/<arm>.
     """
+    seed = settings.comparison.seeds[0] if seed is None else seed
+    task = _Task(arm=arm, of=settings.arm(arm), training=settings.seeded_training(seed))
     plan = planned(settings, arm=arm, folder=plan_folder)
     if plan.knobs.engine == "torch":
         train = _train
     elif is_launched_rank():
-        _train(settings, arm=arm, plan=plan)  # whoever launched it steps down, for all ranks at once
+        _train(settings, task=task, plan=plan)  # whoever launched it steps down, for all ranks at once
         return part_ranks()
     else:
         train = _launch
     while True:
         try:
-            return train(settings, arm=arm, plan=plan)
+            return train(settings, task=task, plan=plan)
         except DoesNotFitError as error:
             if not settings.memory.step_down:
                 raise
@@ -67,62 +86,63 @@ def run(settings: Settings, *, arm: str, plan_folder: Path | None = None) -> Non
             logger.warning("going on with the next smaller plan: %s", describe_knobs(plan.knobs))
 
 
-def _launch(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
+def _launch(settings: Settings, *, task: _Task, plan: MemoryPlan) -> None:
     """Every rank gets the settings and the plan of this process, whatever becomes of params.yaml meanwhile."""
-    folder = paths.RANKS / arm
+    folder = paths.RANKS / task.name
     folder.mkdir(parents=True, exist_ok=True)
     params = folder / paths.PARAMS.name
     params.write_text(json.dumps(settings.model_dump(mode="json"), indent=2), encoding="utf-8")  # JSON is YAML
     write_plan(plan, destination=folder / "plan", settings={}, parents={})
-    arguments = ["train", "--arm", arm, "--params", str(params), "--plan", str(folder / "plan")]
+    arguments = ["train", "--arm", task.arm, "--seed", str(task.training.seed)]
+    arguments += ["--params", str(params), "--plan", str(folder / "plan")]
     try:
-        run_under_deepspeed(arguments, knobs=plan.knobs, hostfile=getattr(settings, arm).step.hostfile)
+        run_under_deepspeed(arguments, knobs=plan.knobs, hostfile=task.of.step.hostfile)
     except TrainingError as error:
         if error.exit_code == DoesNotFitError.exit_code:
             raise DoesNotFitError(str(error)) from error
         raise
 
 
-def _train(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
-    with hold_cards(arm, when_taken=settings.guards.busy_card):
-        _train_on_held_cards(settings, arm=arm, plan=plan)
+def _train(settings: Settings, *, task: _Task, plan: MemoryPlan) -> None:
+    with hold_cards(task.name, when_taken=settings.guards.busy_card):
+        _train_on_held_cards(settings, task=task, plan=plan)
 
 
-def _train_on_held_cards(settings: Settings, *, arm: str, plan: MemoryPlan) -> None:
+def _train_on_held_cards(settings: Settings, *, task: _Task, plan: MemoryPlan) -> None:
     base = find_base(settings.base)
     processor = base.processor()
-    sections = _sections(settings, arm)
+    sections = task.sections(settings)
     parents = {"samples": digest_folder(paths.SAMPLES)}
-    data = _data(settings, processor=processor)
-    trainable = _make_trainable(settings, arm, base=base, plan=plan)
+    data = _data(settings, processor=processor, training=task.training)
+    trainable = _make_trainable(task, base=base, plan=plan)
     weights = adapter_weights(trainable)
-    if arm == "full":
+    if task.of.kind == "full":
         weights = model_weights(trainable, processor=processor, dtype=base.dtype)
     origin = Origin(settings=sections, parents=parents, base=base.identity)
-    checkpoints = paths.CHECKPOINTS / f"{arm}-{_run_key(origin, knobs=plan.knobs)}"
-    order = _order(settings, data=data)
+    checkpoints = paths.CHECKPOINTS / f"{task.name}-{_run_key(origin, knobs=plan.knobs)}"
+    order = _order(task.training, data=data)
     if is_first_rank():
         print(list_trainable(trainable), flush=True)
-        _say_padding(_padding(settings, data=data, knobs=plan.knobs), settings=settings)
+        _say_padding(_padding(task.training, data=data, knobs=plan.knobs), training=task.training)
     with _tracked(
-        settings, arm=arm, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)
+        settings, name=task.name, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)
     ) as callbacks:
         figures = train_arm(
             trainable,
-            training=settings.training,
+            training=task.training,
             knobs=plan.knobs,
             data=data,
             weights=weights,
             origin=origin,
             checkpoints=checkpoints,
-            destination=paths.TRAINED / arm,
+            destination=paths.TRAINED / task.name,
             callbacks=[*callbacks, *([EpochToOrder(order)] if order else [])],
             order=order,
             worst=_worst(settings, plan=plan, trainable=trainable),
             max_loss_spike=settings.guards.max_loss_spike,
         )
     if is_first_rank():
-        _write_metrics(figures, plan=plan, data=data, settings=settings)
+        _write_metrics(figures, task=task, plan=plan, data=data)
 
 
 def _run_key(origin: Origin, *, knobs: StepKnobs) -> str:
@@ -132,13 +152,13 @@ def _run_key(origin: Origin, *, knobs: StepKnobs) -> str:
 
 @contextmanager
 def _tracked(
-    settings: Settings, *, arm: str, sections: dict[str, BaseModel], key: str, resume: bool
+    settings: Settings, *, name: str, sections: dict[str, BaseModel], key: str, resume: bool
 ) -> Iterator[list[TrainerCallback]]:
     if not is_first_rank():
         yield []
         return
     with track_training(
-        arm,
+        name,
         open_experiment=lambda: open_store(settings.registry).experiment_id,
         sections=sections,
         key=key,
@@ -147,40 +167,32 @@ def _tracked(
         yield tracker.callbacks
 
 
-def _write_metrics(figures: TrainingFigures, *, plan: MemoryPlan, data: TrainingData, settings: Settings) -> None:
+def _write_metrics(figures: TrainingFigures, *, task: _Task, plan: MemoryPlan, data: TrainingData) -> None:
     metrics = asdict(figures) | {"planned_memory_gib": plan.peak_bytes / GIB}
-    padding = _padding(settings, data=data, knobs=plan.knobs)
-    metrics["padded_share"] = padding.padded_share if settings.training.group_by_length else padding.padded_share_plain
-    with new_file(paths.METRICS / f"train-{plan.arm}.json") as path:
+    padding = _padding(task.training, data=data, knobs=plan.knobs)
+    metrics["padded_share"] = padding.padded_share if task.training.group_by_length else padding.padded_share_plain
+    with new_file(paths.TRAIN_METRICS / f"{task.name}.json") as path:
         write_json(path, {name: round(value, 6) for name, value in metrics.items() if value is not None})
 
 
-def _sections(settings: Settings, arm: str) -> dict[str, BaseModel]:
-    return {"base": settings.base, "data": settings.data, arm: getattr(settings, arm), "training": settings.training}
-
-
-def _data(settings: Settings, *, processor: MGMProcessor) -> TrainingData:
+def _data(settings: Settings, *, processor: MGMProcessor, training: SeededTraining) -> TrainingData:
     def rows(name: str, limit: int | None = None) -> ConversationDataset:
         samples = read_samples(paths.SAMPLES / f"{name}.parquet")[:limit]
         return ConversationDataset(samples, processor=processor, pictures=settings.data.pictures)
 
     train: ConversationDataset | PackedDataset = rows("train")
-    if settings.training.packing:
-        train = PackedDataset(rows("train"), max_length=settings.data.max_length, seed=settings.training.seed)
-    return TrainingData(
-        processor=processor, train=train, heldout=rows("heldout", settings.training.num_evaluation_samples)
-    )
+    if training.packing:
+        train = PackedDataset(rows("train"), max_length=settings.data.max_length, seed=training.seed)
+    return TrainingData(processor=processor, train=train, heldout=rows("heldout", training.num_evaluation_samples))
 
 
-def _order(settings: Settings, *, data: TrainingData) -> GroupedOrder | None:
-    if not settings.training.group_by_length:
+def _order(training: SeededTraining, *, data: TrainingData) -> GroupedOrder | None:
+    if not training.group_by_length:
         return None
-    training = settings.training
     return GroupedOrder(data.train.sizes, global_batch_size=training.global_batch_size, seed=training.seed)
 
 
-def _padding(settings: Settings, *, data: TrainingData, knobs: StepKnobs) -> PaddingFigures:
-    training = settings.training
+def _padding(training: SeededTraining, *, data: TrainingData, knobs: StepKnobs) -> PaddingFigures:
     return padding_figures(
         data.train.sizes,
         micro_batch_size=knobs.micro_batch_size,
@@ -189,9 +201,9 @@ def _padding(settings: Settings, *, data: TrainingData, knobs: StepKnobs) -> Pad
     )
 
 
-def _say_padding(figures: PaddingFigures, *, settings: Settings) -> None:
+def _say_padding(figures: PaddingFigures, *, training: SeededTraining) -> None:
     chance = f"{figures.padded_share_plain:.1%} in an order by chance"
-    if settings.training.group_by_length:
+    if training.group_by_length:
         logger.info("padding: %.1f %% of all positions, grouped by length (%s)", 100 * figures.padded_share, chance)
     else:
         logger.info("padding: %s (%.1f %% with training.group_by_length)", chance, 100 * figures.padded_share)
@@ -209,9 +221,10 @@ def _worst(settings: Settings, *, plan: MemoryPlan, trainable: TrainableModel) -
     )
 
 
-def _make_trainable(settings: Settings, arm: str, *, base: Base, plan: MemoryPlan) -> TrainableModel:
-    needs_originals = arm == "lora" and bool(settings.lora.points_with("loftq"))
+def _make_trainable(task: _Task, *, base: Base, plan: MemoryPlan) -> TrainableModel:
+    arm, seed = task.of, task.training.seed
+    needs_originals = isinstance(arm, LoraSettings) and bool(arm.points_with("loftq"))
     model = base.load(quantization=plan.knobs.quantization, keep_originals=needs_originals)
-    if arm == "lora":
-        return inject_adapter_(model, lora=settings.lora, seed=settings.training.seed)
-    return thaw_parts_(model, full=settings.full, seed=settings.training.seed)
+    if isinstance(arm, LoraSettings):
+        return inject_adapter_(model, lora=arm, seed=seed)
+    return thaw_parts_(model, full=arm, seed=seed)

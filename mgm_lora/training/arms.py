@@ -31,7 +31,7 @@ from mgm_lora.memory.plan import GIB
 from mgm_lora.model.checkpoint import save_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.contract import Contract
 from mgm_lora.training.deepspeed import deepspeed_config
@@ -100,7 +100,7 @@ class TrainingFigures:
 def train_arm(
     trainable: TrainableModel,
     *,
-    training: TrainingSettings,
+    training: SeededTraining,
     knobs: StepKnobs,
     data: TrainingData,
     weights: Weights,
@@ -186,7 +186,7 @@ def model_weights(trainable: TrainableModel, *, processor: MGMProcessor, dtype: 
     return Weights(kind=MODEL_KIND, write=write)
 
 
-def _summary(trainable: TrainableModel, *, training: TrainingSettings, knobs: StepKnobs, key: str) -> dict[str, Any]:
+def _summary(trainable: TrainableModel, *, training: SeededTraining, knobs: StepKnobs, key: str) -> dict[str, Any]:
     """What the manifest says of a training; taken before it, while the model is whole on every rank."""
     num_parameters = {name: parameter.numel() for name, parameter in trainable.model.named_parameters()}
     groups = {
@@ -216,7 +216,7 @@ def _final_ranks(trainable: TrainableModel) -> dict[str, Any]:
     return {"final_ranks": ranks}
 
 
-def _manifest(kind: str, *, training: TrainingSettings, origin: Origin, details: Mapping[str, Any]) -> Manifest:
+def _manifest(kind: str, *, training: SeededTraining, origin: Origin, details: Mapping[str, Any]) -> Manifest:
     return Manifest.make(
         kind,
         settings=origin.settings,

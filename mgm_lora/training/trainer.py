@@ -21,7 +21,7 @@ from mgm_lora.lora.injection import TrainableModel, keep_inputs_reduced_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.checkpoints import newest_checkpoint
 from mgm_lora.training.deepspeed import ZeroTrainer, check_deepspeed, deepspeed_config, rank_environment
@@ -45,7 +45,7 @@ class TrainingHistory:
 def run_training(
     trainable: TrainableModel,
     *,
-    training: TrainingSettings,
+    training: SeededTraining,
     knobs: StepKnobs,
     processor: MGMProcessor,
     train_rows: Dataset[Any],
@@ -103,7 +103,7 @@ def run_training(
 
 
 def training_arguments(
-    training: TrainingSettings, *, knobs: StepKnobs, num_samples: int, folder: Path
+    training: SeededTraining, *, knobs: StepKnobs, num_samples: int, folder: Path
 ) -> TrainingArguments:
     """transformers' arguments for these settings."""
     on_gpu = torch.cuda.is_available()
@@ -138,7 +138,7 @@ def training_arguments(
     )
 
 
-def _check_precision(training: TrainingSettings) -> None:
+def _check_precision(training: SeededTraining) -> None:
     """Raises SettingsError where bfloat16 is asked of a processor or card that has none: torch would emulate it, a hundred times slower."""
     if training.precision == "bfloat16" and not _has_bfloat16():
         where = "this card" if torch.cuda.is_available() else "this machine's processor (no card was found)"
@@ -154,7 +154,7 @@ def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _make_ready_(trainable: TrainableModel, *, training: TrainingSettings, knobs: StepKnobs) -> None:
+def _make_ready_(trainable: TrainableModel, *, training: SeededTraining, knobs: StepKnobs) -> None:
     make_lean_(
         trainable.mgm,
         checkpointing=knobs.checkpointing,
@@ -176,7 +176,7 @@ def _engine(knobs: StepKnobs) -> Iterator[type[GroupedTrainer]]:
             yield ZeroTrainer
 
 
-def _history(log: Sequence[dict[str, float]], *, training: TrainingSettings, num_steps: int) -> TrainingHistory:
+def _history(log: Sequence[dict[str, float]], *, training: SeededTraining, num_steps: int) -> TrainingHistory:
     def entry(row: dict[str, float], loss: str) -> dict[str, float]:
         return {"step": row["step"], "samples": row["step"] * training.global_batch_size, "loss": row[loss]}
 

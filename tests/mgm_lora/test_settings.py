@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from mgm_lora.arm_settings import PointSettings
+from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.settings import read_settings
 
@@ -34,15 +34,20 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def test_the_projects_own_file_is_right() -> None:
     settings = read_settings(ROOT / "params.yaml")
-    assert set(settings.lora.points()) == {"language_attention", "language_mlp", "vision_attention", "projector"}
+    assert set(settings.arms["lora"].points()) == {
+        "language_attention",
+        "language_mlp",
+        "vision_attention",
+        "projector",
+    }
 
 
 def test_four_mistakes_are_four_lines_of_one_error(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        lora__language_attention__rank=0,
+        arms__lora__language_attention__rank=0,
         training__learning_rat=1.0e-4,
-        full__learning_rate="1e-4",
+        arms__full__learning_rate="1e-4",
         data__heldout=None,
     )
     with pytest.raises(SettingsError) as error:
@@ -51,9 +56,9 @@ def test_four_mistakes_are_four_lines_of_one_error(tmp_path: Path) -> None:
     assert lines[0].endswith("has 4 mistakes:")
     assert len(lines) == 5
     told = "\n".join(lines)
-    assert "lora.language_attention.rank: Input should be greater than or equal to 1; found 0" in told
+    assert ".language_attention.rank: Input should be greater than or equal to 1; found 0 (the same in " in told
     assert "training.learning_rat: is no setting of mgm-lora" in told
-    assert "full.learning_rate: Input should be a valid number; found '1e-4'" in told
+    assert "arms.full.learning_rate: Input should be a valid number; found '1e-4'" in told
     assert "data.heldout: is missing" in told
 
 
@@ -62,9 +67,9 @@ def test_four_mistakes_are_four_lines_of_one_error(tmp_path: Path) -> None:
 )
 def test_batches_that_do_not_divide_are_told(tmp_path: Path, step: dict[str, Any], product: str) -> None:
     with pytest.raises(
-        SettingsError, match=rf"global_batch_size 32 is no multiple of full\.step\.micro_batch_size {product}"
+        SettingsError, match=rf"global_batch_size 32 is no multiple of arms\.full\.step\.micro_batch_size {product}"
     ):
-        read_settings(write(tmp_path, full__step=step))
+        read_settings(write(tmp_path, arms__full__step=step))
 
 
 @pytest.mark.parametrize(
@@ -86,24 +91,24 @@ def test_batches_that_do_not_divide_are_told(tmp_path: Path, step: dict[str, Any
             "offload_parameters needs zero_stage 3, found 2",
         ),
         ({"engine": "deepspeed", "offload_optimizer": True}, "offload_optimizer needs zero_stage 1, 2 or 3, found 0"),
-        ({"checkpointing": ["projector"]}, "lora.step.checkpointing"),
-        ({"micro_batch_size": 0}, "lora.step.micro_batch_size"),
+        ({"checkpointing": ["projector"]}, "arms.lora.step.checkpointing"),
+        ({"micro_batch_size": 0}, "arms.lora.step.micro_batch_size"),
     ],
 )
 def test_a_step_that_can_not_be_is_told(tmp_path: Path, step: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError) as error:
-        read_settings(write(tmp_path, lora__step=step))
+        read_settings(write(tmp_path, arms__lora__step=step))
     assert told in str(error.value)
 
 
 def test_whole_weights_in_4_bit_are_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="4-bit weights can't be trained in full"):
-        read_settings(write(tmp_path, full__step={"quantization": "nf4"}))
+        read_settings(write(tmp_path, arms__full__step={"quantization": "nf4"}))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "auto"])
 def test_point_in_full_over_4_bit_weights_is_told(tmp_path: Path, quantization: str) -> None:
-    changes = {"lora__language_mlp": {"mode": "full"}, "lora__step": {"quantization": quantization}}
+    changes = {"arms__lora__language_mlp": {"mode": "full"}, "arms__lora__step": {"quantization": quantization}}
     with pytest.raises(SettingsError, match="language_mlp should be: set quantization to none"):
         read_settings(write(tmp_path, **changes))
 
@@ -112,7 +117,7 @@ def test_all_points_off_is_told(tmp_path: Path) -> None:
     off = {"mode": "off"}
     points = ("language_attention", "language_mlp", "vision_attention", "projector")
     with pytest.raises(SettingsError, match="every application point is off"):
-        read_settings(write(tmp_path, **{f"lora__{point}": off for point in points}))
+        read_settings(write(tmp_path, **{f"arms__lora__{point}": off for point in points}))
 
 
 def test_reduced_weights_in_full_arithmetic_are_told(tmp_path: Path) -> None:
@@ -137,3 +142,52 @@ def test_settings_are_frozen() -> None:
     point = PointSettings(mode="lora")
     with pytest.raises(ValidationError):
         point.rank = 3  # type: ignore[misc]
+
+
+def test_points_take_what_the_arm_says_unless_they_say_their_own(tmp_path: Path) -> None:
+    own = {"mode": "lora", "rank": 3}
+    lora = read_settings(write(tmp_path, arms__lora__language_mlp=own, arms__lora__rank=5)).arms["lora"]
+    assert isinstance(lora, LoraSettings)
+    assert {name: (point.rank, point.alpha) for name, point in lora.points().items()} == {
+        "language_attention": (5, 32.0),
+        "language_mlp": (3, 32.0),
+        "vision_attention": (5, 32.0),
+        "projector": (5, 32.0),
+    }
+    assert LoraSettings.model_validate(lora.model_dump()) == lora
+
+
+def test_an_entry_that_no_point_takes_is_told(tmp_path: Path) -> None:
+    own = {"mode": "lora", "rank": 3}
+    points = ("language_attention", "language_mlp", "vision_attention", "projector")
+    changes = {f"arms__lora__{point}": own for point in points}
+    with pytest.raises(SettingsError, match=r"arms\.lora: rank of the arm changes nothing"):
+        read_settings(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"comparison__arms": ["lora"]}, "comparison.arms must name lora .* and full .*, found lora: add full"),
+        ({"comparison__arms": ["lora", "full", "dorra"]}, "comparison.arms names dorra, but arms has "),
+        ({"comparison__arms": ["lora", "full", "lora"]}, "comparison.arms names lora twice"),
+        ({"comparison__seeds": []}, "comparison.seeds: Tuple should have at least 1 item"),
+        ({"comparison__seeds": [3, 3]}, "comparison.seeds names 3 twice"),
+        ({"arms__full": {"kind": "sparse"}}, "arms.full: Input tag 'sparse' found using 'kind' does not match"),
+        ({"arms__Big": {"kind": "full", "learning_rate": 1e-4, "parts": ["mining"]}}, "arms.Big"),
+        ({"arms__base": {"kind": "full", "learning_rate": 1e-4, "parts": ["mining"]}}, "can't be named base or merged"),
+        ({"arms__lora": {"kind": "full", "learning_rate": 1e-4, "parts": ["mining"]}}, "arms.lora.kind must be lora"),
+    ],
+)
+def test_arms_and_seeds_that_can_not_be_compared_are_told(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        read_settings(write(tmp_path, **changes))
+
+
+def test_a_seed_or_an_arm_that_is_not_asked_for_is_told() -> None:
+    settings = read_settings(ROOT / "params.yaml")
+    assert settings.seeded_training(17).seed == 17
+    with pytest.raises(SettingsError, match=r"seed 18 is none of comparison\.seeds \(17\)"):
+        settings.seeded_training(18)
+    with pytest.raises(SettingsError, match=r"no arm 'qlora': params\.yaml has lora, full, "):
+        settings.arm("qlora")

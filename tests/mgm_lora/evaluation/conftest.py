@@ -14,7 +14,7 @@ from mgm_lora.data.llava import Turn
 from mgm_lora.data.table import Sample, read_samples, write_samples
 from mgm_lora.evaluation.predictions import SET_NAMES, Prediction, make_predictions
 from mgm_lora.evaluation.scoring import write_scores
-from mgm_lora.evaluation.sources import ARMS, ComparisonSources
+from mgm_lora.evaluation.sources import ComparisonSources
 from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
 NUM_HELDOUT = 60
@@ -24,6 +24,7 @@ SHAPES = ("circle", "square", "triangle")
 MakeRun = Callable[..., ComparisonSources]
 
 # Right on how many of 60 held-out pictures and of 40 known ones.
+NAMES = {"base": "base", "lora": "lora-17", "merged": "merged", "full": "full-17"}
 NUM_RIGHT = {"base": (6, 30), "lora": (54, 28), "merged": (54, 28), "full": (57, 18)}
 
 
@@ -36,7 +37,7 @@ def evaluation() -> EvaluationSettings:
 
 @pytest.fixture
 def comparison_settings() -> ComparisonSettings:
-    return ComparisonSettings(retention_target=0.95, num_gallery_samples=12)
+    return ComparisonSettings(arms=("lora", "full"), seeds=(17,), retention_target=0.95, num_gallery_samples=12)
 
 
 @pytest.fixture
@@ -81,10 +82,10 @@ def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
             metrics=tmp_path / "metrics",
         )
         _write_samples(sources.samples, with_known=with_known)
-        for arm in ARMS:
-            _write_answers(arm, sources, evaluation, (NUM_RIGHT | dict(num_right or {}))[arm])
-        _write_trained("lora", "TrainedAdapter", sources, share=0.031)
-        _write_trained("full", "TrainedModel", sources, share=0.9)
+        for arm, name in NAMES.items():
+            write_answers(name, sources, evaluation, (NUM_RIGHT | dict(num_right or {}))[arm])
+        write_trained("lora-17", "TrainedAdapter", sources, share=0.031)
+        write_trained("full-17", "TrainedModel", sources, share=0.9)
         sources.merged.mkdir()
         (sources.merged / "model.safetensors").write_bytes(bytes(2 * 2**20))
         write_manifest(sources.merged, _manifest("MergedModel"))
@@ -120,7 +121,7 @@ def _samples(prefix: str, number: int, *, kinds: Sequence[str] = ("colour", "sha
             )
 
 
-def _write_answers(
+def write_answers(
     arm: str, sources: ComparisonSources, evaluation: EvaluationSettings, num_right: tuple[int, int]
 ) -> None:
     predictions: list[Prediction] = []
@@ -138,7 +139,7 @@ def _write_answers(
         parents={"model": "ab" * 32},
         base={"model": "data/base", "revision": None, "digest": "cd" * 32},
         destination=sources.scores / arm,
-        metrics=sources.metrics / f"{arm}-scores.json",
+        metrics=sources.metrics / "scores" / f"{arm}.json",
     )
 
 
@@ -146,7 +147,7 @@ def _picture_index(sample_id: str) -> int:
     return int(sample_id.partition("-")[0][1:])
 
 
-def _write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: float) -> None:
+def write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: float) -> None:
     folder = sources.trained / arm
     folder.mkdir(parents=True)
     curve = [{"step": step, "samples": 8 * step, "loss": 4.0 / step, "learning_rate": 1.0e-3} for step in range(1, 30)]
@@ -164,9 +165,10 @@ def _write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: fl
         "trainable_share": share,
         "size_on_disk_mib": 3.5,
     }
-    write_json(sources.metrics / f"train-{arm}.json", record)
+    (sources.metrics / "train").mkdir(parents=True, exist_ok=True)
+    write_json(sources.metrics / "train" / f"{arm}.json", record)
 
 
 def _manifest(kind: str) -> Manifest:
     full = FullSettings(learning_rate=1.0e-3, parts=("projector",))
-    return Manifest.make(kind, settings={"full": full}, parents={"data": "ef" * 32}, seed=17, details={"num_steps": 29})
+    return Manifest.make(kind, settings={"arm": full}, parents={"data": "ef" * 32}, seed=17, details={"num_steps": 29})

@@ -74,11 +74,14 @@ def test_metrics_and_plots_are_written_for_dvc(
     assert metrics["outcome"] == str(comparison.verdict.outcome)
     assert metrics["retention"] == metrics["arms"]["lora"]["retention"] == round(54 / 57, 6)
     assert metrics["arms"]["lora"]["forgetting"] == 0.05
-    assert metrics["arms"]["base"].keys() == {"score", "score_low", "score_high"}
+    assert metrics["arms"]["base"].keys() == {
+        *("score", "score_low", "score_high"),
+        *("difference", "difference_low", "difference_high", "p_value"),
+    }
     plots = {path.name: json.loads(path.read_text()) for path in (tmp_path / "reports/plots").iterdir()}
     assert [row["arm"] for row in plots["scores.json"]] == ["base", "lora", "merged", "full", "question-only"]
-    assert len(plots["train-loss-lora.json"]) == 29
-    assert plots["heldout-loss-full.json"][0] == {"step": 1, "samples": 8, "loss": 4.0}
+    assert len(plots["train-loss.json"]) == 2 * 29
+    assert plots["heldout-loss.json"][0] == {"arm": "lora", "seed": 17, "step": 1, "samples": 8, "loss": 4.0}
     assert len(plots["confusion-lora.json"]) == 120
     assert plots["confusion-lora.json"][0].keys() == {"truth", "answer"}
-    assert len(plots) == 7
+    assert len(plots) == 5

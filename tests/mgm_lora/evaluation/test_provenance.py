@@ -16,18 +16,18 @@ def test_facts_are_shown_once_and_differences_with_their_artifact(
     make_run: MakeRun, evaluation: EvaluationSettings, comparison_settings: ComparisonSettings
 ) -> None:
     sources = make_run()
-    path = sources.trained / "lora" / MANIFEST_NAME
+    path = sources.trained / "lora-17" / MANIFEST_NAME
     manifest = json.loads(path.read_text())
-    manifest["settings"]["full"]["learning_rate"] = 0.5
+    manifest["settings"]["arm"]["learning_rate"] = 0.5
     path.write_text(json.dumps(manifest))
     provenance = gather_provenance(compare(sources, evaluation=evaluation, comparison=comparison_settings))
     settings = [(fact.name, fact.value, fact.where) for fact in provenance.settings]
     assert ("evaluation.score_types", "colour, shape", "") in settings
-    assert ("full.learning_rate", "0.5", "trained/lora") in settings
-    assert ("full.learning_rate", "0.001", "samples, merged, trained/full") in settings
+    assert ("arm.learning_rate", "0.5", "trained/lora-17") in settings
+    assert ("arm.learning_rate", "0.001", "samples, merged, trained/full-17") in settings
     assert ("digest", "cd" * 32) in [(fact.name, fact.value) for fact in provenance.base]
     assert ("data", "ef" * 32, "merged") in [(fact.name, fact.value, fact.where) for fact in provenance.digests]
-    assert ("seed", "17", "trained/lora") in [(fact.name, fact.value, fact.where) for fact in provenance.details]
+    assert ("seed", "17", "trained/lora-17") in [(fact.name, fact.value, fact.where) for fact in provenance.details]
     assert "torch" in [fact.name for fact in provenance.versions]
     assert [fact.name for fact in provenance.machine] == ["system", "python", "processor", "memory"]
 
@@ -36,9 +36,9 @@ def test_the_training_device_is_told_where_it_is_recorded(
     make_run: MakeRun, evaluation: EvaluationSettings, comparison_settings: ComparisonSettings
 ) -> None:
     sources = make_run()
-    path = sources.metrics / "train-full.json"
+    path = sources.metrics / "train" / "full-17.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "one small card"}))
     provenance = gather_provenance(compare(sources, evaluation=evaluation, comparison=comparison_settings))
-    assert ("trained on", "one small card", "trained/full") in [
+    assert ("trained on", "one small card", "full") in [
         (fact.name, fact.value, fact.where) for fact in provenance.machine
     ]

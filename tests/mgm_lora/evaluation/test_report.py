@@ -14,7 +14,7 @@ from mgm_lora.evaluation.comparison import compare
 from mgm_lora.evaluation.formatting import unbroken
 from mgm_lora.evaluation.predictions import read_predictions, write_predictions
 from mgm_lora.evaluation.report import write_report
-from mgm_lora.evaluation.sources import ARMS, ComparisonSources
+from mgm_lora.evaluation.sources import ComparisonSources
 from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
 MakeRun = Callable[..., ComparisonSources]
@@ -104,7 +104,7 @@ def test_same_inputs_give_the_same_page(make_run: MakeRun, report: WriteReport) 
 
 def test_answers_cannot_inject_markup(make_run: MakeRun, report: WriteReport) -> None:
     sources = make_run()
-    for arm in ARMS:
+    for arm in ("base", "lora-17", "merged", "full-17"):
         path = sources.scores / arm / "predictions.parquet"
         evil = [replace(item, question='<script>alert("x")</script>') for item in read_predictions(path)]
         write_predictions(path, [replace(item, prediction="<img src=x>") for item in evil])

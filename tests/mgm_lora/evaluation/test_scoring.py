@@ -79,16 +79,16 @@ def test_nothing_to_score_is_an_error(make_prediction: MakePrediction, evaluatio
 
 def test_scores_come_back_as_they_were_written(make_run: MakeRun, evaluation: EvaluationSettings) -> None:
     sources = make_run()
-    scores, predictions, manifest = read_scores(sources.scores / "lora")
+    scores, predictions, manifest = read_scores(sources.scores / "lora-17")
     assert scores.score.value == 0.9
-    assert scores == score_predictions(predictions, arm="lora", evaluation=evaluation)
-    assert manifest.details == {"arm": "lora", "num_answers": 160}
+    assert scores == score_predictions(predictions, arm="lora-17", evaluation=evaluation)
+    assert manifest.details == {"arm": "lora-17", "num_answers": 160}
     assert manifest.settings == {"evaluation": evaluation.model_dump(mode="json")}
     assert manifest.seed == evaluation.seed
 
 
 def test_metrics_are_flat_numbers(make_run: MakeRun) -> None:
-    metrics = json.loads((make_run().metrics / "lora-scores.json").read_text())
+    metrics = json.loads((make_run().metrics / "scores" / "lora-17.json").read_text())
     assert metrics["score"] == 0.9
     assert metrics["known"] == 0.7
     assert metrics["score_low"] < 0.9 < metrics["score_high"]
@@ -100,7 +100,7 @@ def test_predictions_for_other_samples_write_nothing(
     make_run: MakeRun, evaluation: EvaluationSettings, tmp_path: Path
 ) -> None:
     sources = make_run()
-    predictions = read_scores(sources.scores / "lora")[1]
+    predictions = read_scores(sources.scores / "lora-17")[1]
     with pytest.raises(DataError, match="1 not answered in 'heldout'"):
         write_scores(
             predictions[1:],
@@ -116,7 +116,7 @@ def test_predictions_for_other_samples_write_nothing(
 
 
 def test_scores_that_are_not_whole_are_an_error(make_run: MakeRun) -> None:
-    folder = make_run().scores / "lora"
+    folder = make_run().scores / "lora-17"
     (folder / "scores.json").write_text('{"arm": "lora"}')
     with pytest.raises(ArtifactError, match="holds no scores"):
         read_scores(folder)

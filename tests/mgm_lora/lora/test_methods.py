@@ -35,7 +35,7 @@ from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 Batch = dict[str, Tensor]
 
@@ -271,8 +271,8 @@ def _lora(**changes: Any) -> LoraSettings:
     return LoraSettings.model_validate({"learning_rate": 1e-3, **points, **changes})
 
 
-def _training(*, reduced: bool) -> TrainingSettings:
-    return TrainingSettings(
+def _training(*, reduced: bool) -> SeededTraining:
+    return SeededTraining(
         seed=3,
         num_epochs=1,
         global_batch_size=2,

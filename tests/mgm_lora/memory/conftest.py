@@ -8,7 +8,7 @@ import torch
 
 from mgm_lora.arm_settings import LoraSettings, PointSettings
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 OFF = PointSettings(mode="off")
 
@@ -52,10 +52,10 @@ def small_config() -> MGMConfig:
 
 
 @pytest.fixture(scope="session")
-def make_training() -> Callable[..., TrainingSettings]:
+def make_training() -> Callable[..., SeededTraining]:
     """Training settings; arguments change single ones."""
 
-    def make(**changes: Any) -> TrainingSettings:
+    def make(**changes: Any) -> SeededTraining:
         settings: dict[str, Any] = {
             "seed": 3,
             "num_epochs": 1,
@@ -71,7 +71,7 @@ def make_training() -> Callable[..., TrainingSettings]:
             "num_evaluation_samples": 8,
             "checkpoints": 0,
         }
-        return TrainingSettings(**settings | changes)
+        return SeededTraining(**settings | changes)
 
     return make
 

@@ -15,7 +15,7 @@ from mgm_lora.memory.tracing import make_trainable_
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.lean import checkpointed
 from mgm_lora.model.mgm import MGMForConditionalGeneration
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 KIB = 1024
 
@@ -64,7 +64,7 @@ def test_host_copies_are_counted_apart() -> None:
 
 
 def test_parts_at_the_peak_sum_to_the_peak(
-    small_config: MGMConfig, make_lora: Callable[..., LoraSettings], make_training: Callable[..., TrainingSettings]
+    small_config: MGMConfig, make_lora: Callable[..., LoraSettings], make_training: Callable[..., SeededTraining]
 ) -> None:
     knobs, training = StepKnobs(micro_batch_size=2, loss_chunk=64), make_training()
     arm = make_lora("language_mlp", "vision_attention", "mining")

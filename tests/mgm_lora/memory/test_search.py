@@ -13,7 +13,7 @@ from mgm_lora.errors import PlanError
 from mgm_lora.memory.plan import GIB, MemoryPlan, read_plan
 from mgm_lora.memory.search import PlanRequest, make_plan, plan_arm, smaller_plan
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import MemorySettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, SeededTraining
 
 MIB = 2**20
 POINTS = ("language_attention", "language_mlp", "vision_attention", "projector")
@@ -31,7 +31,7 @@ Ask = Callable[..., PlanRequest]
 
 @pytest.fixture
 def ask(
-    small_config: MGMConfig, make_lora: Callable[..., LoraSettings], make_training: Callable[..., TrainingSettings]
+    small_config: MGMConfig, make_lora: Callable[..., LoraSettings], make_training: Callable[..., SeededTraining]
 ) -> Ask:
     """A request for the arm `lora` under a budget in MiB, without margins; keywords are its step's settings."""
 

@@ -12,7 +12,7 @@ from mgm_lora.memory.plan import GIB
 from mgm_lora.memory.search import PlanRequest
 from mgm_lora.memory.table import as_table, draw_all, trace_all
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import MemorySettings, TrainingSettings
+from mgm_lora.settings import MemorySettings, SeededTraining
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Size:
 def test_table_shows_what_fits_up_to_the_first_that_does_not(
     small_config: MGMConfig,
     make_lora: Callable[..., LoraSettings],
-    make_training: Callable[..., TrainingSettings],
+    make_training: Callable[..., SeededTraining],
     tmp_path: Path,
 ) -> None:
     memory = MemorySettings(budget_gib=1.0, context_gib=0.0, overhead_share=0.0, try_worst_batch=True, step_down=True)

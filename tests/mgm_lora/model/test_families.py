@@ -23,7 +23,7 @@ from mgm_lora.model.lean import make_lean_
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 
 from ...conftest import GOLDENS
 from .tiny_family import FAMILIES, TinyFamily
@@ -251,8 +251,8 @@ def _fill_b(trainable: TrainableModel) -> None:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def _training() -> TrainingSettings:
-    return TrainingSettings(
+def _training() -> SeededTraining:
+    return SeededTraining(
         seed=3,
         num_epochs=1,
         global_batch_size=2,

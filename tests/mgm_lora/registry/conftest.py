@@ -25,7 +25,7 @@ from mgm_lora.settings import BaseSettings, DataSettings, EvaluationSettings, Re
 
 REGISTRY = RegistrySettings(tracking_uri="sqlite:///mlflow.db", experiment="mgm-lora", model_name="demo")
 DESTINATION = Path("artifacts/registered")
-ARMS = ("base", "lora", "merged", "full")
+ARMS = ("base", "lora-5", "merged", "full-5")
 QUESTIONS = ("What is it?", "Which colour?", "How many?")
 EVALUATION = EvaluationSettings(
     batch_size=2, max_new_tokens=5, score_types=(), confidence=0.95, num_resamples=100, seed=1
@@ -36,6 +36,7 @@ HISTORY = {
 }
 COST = {"train_loss": 1.0, "heldout_loss": 1.2, "minutes": 0.5, "peak_memory_gib": 0.1, "trainable_parameters": 77}
 SOURCES = RegistrationSources(
+    subject="lora-5",
     samples=Path("artifacts/samples"),
     trained=Path("artifacts/trained"),
     merged=Path("artifacts/merged"),
@@ -76,9 +77,10 @@ def finished_pipeline(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory)
     answers = _answers(root, [root / "data/pictures" / f"{number}.png" for number in range(3)])
     for arm in ARMS:
         _write_scores(root, arm, answers=answers)
-    _write_full(root / SOURCES.trained / "full")
-    for arm in ("lora", "full"):
-        write_json(root / SOURCES.metrics / f"train-{arm}.json", COST)
+    _write_full(root / SOURCES.trained / "full-5")
+    (root / SOURCES.metrics / "train").mkdir(parents=True)
+    for arm in ("lora-5", "full-5"):
+        write_json(root / SOURCES.metrics / "train" / f"{arm}.json", COST)
     figures = {"verdict": "kept", "retention": 0.97, "retention_low": 0.9, "arms": {"lora": {"score": 0.5}}}
     write_json(root / SOURCES.metrics / "comparison.json", figures)
     (root / SOURCES.data_docs / "static").mkdir(parents=True)
@@ -162,7 +164,7 @@ def questions() -> pd.DataFrame:
 @pytest.fixture
 def adapter_answers(finished_pipeline: Path) -> list[str]:
     """What base and adapter answered to `questions`, without MLflow."""
-    return list(pd.read_parquet(finished_pipeline / SOURCES.scores / "lora/predictions.parquet")["prediction"])
+    return list(pd.read_parquet(finished_pipeline / SOURCES.scores / "lora-5/predictions.parquet")["prediction"])
 
 
 @pytest.fixture
@@ -196,12 +198,12 @@ def write_adapter(root: Path, *, seed: int) -> None:
         for parameter in trainable.model.parameters():
             if parameter.requires_grad:
                 parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
-    folder = root / SOURCES.trained / "lora"
+    folder = root / SOURCES.trained / "lora-5"
     folder.mkdir(parents=True, exist_ok=True)
     save_adapter(trainable.model, folder=folder)
     write_json(folder / "history.json", HISTORY)
     data = DataSettings(pictures=Path("data/pictures"), train=Path("t"), heldout=Path("h"), max_length=96)
-    sections = {"base": _base(Path()), "data": data, "lora": lora}
+    sections = {"base": _base(Path()), "data": data, "arm": lora}
     identity = {"model": "data/base", "revision": None, "digest": base.digest}
     details = {"training_key": f"lora-{seed}", "contract": {"held": list(CONTRACT_CHECKS)}}
     manifest = Manifest.make("TrainedAdapter", settings=sections, parents={}, base=identity, seed=seed, details=details)
@@ -214,7 +216,7 @@ def write_merged(root: Path, *, passed: bool) -> None:
     manifest = Manifest.make(
         "MergedModel",
         settings={},
-        parents={"adapter": digest_folder(root / SOURCES.trained / "lora")},
+        parents={"adapter": digest_folder(root / SOURCES.trained / "lora-5")},
         details={"proof": {"passed": passed, "precision": "float32", "max_logit_difference": 1e-6, "bound": 1e-4}},
     )
     write_manifest(root / SOURCES.merged, manifest)
@@ -272,7 +274,7 @@ def _write_full(folder: Path) -> None:
 
 def _answers(root: Path, pictures: list[Path]) -> list[str]:
     base = find_base(_base(root))
-    model = load_adapter(base.load(), folder=root / SOURCES.trained / "lora", base_digest=base.digest)
+    model = load_adapter(base.load(), folder=root / SOURCES.trained / "lora-5", base_digest=base.digest)
     questions = [
         Question(turns=(("human", f"<image>\n{text}"),), pictures=(picture,))
         for text, picture in zip(QUESTIONS, pictures, strict=True)

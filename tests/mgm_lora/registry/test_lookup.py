@@ -18,7 +18,7 @@ from mgm_lora.settings import RegistrySettings
 def test_address_leads_to_the_adapters_files(
     uri: str, registered: RegisteredVersion, registry: RegistrySettings, sources: RegistrationSources
 ) -> None:
-    assert digest_folder(resolve_version(uri, registry=registry)) == digest_folder(sources.trained / "lora")
+    assert digest_folder(resolve_version(uri, registry=registry)) == digest_folder(sources.trained / "lora-5")
 
 
 @pytest.mark.parametrize("uri", ["models:/demo@champion", "models:/demo/7", "models:/other@challenger"])

@@ -25,10 +25,10 @@ def packed(registered: RegisteredVersion) -> Path:
 
 def test_version_holds_the_adapter_and_no_other_weights(packed: Path) -> None:
     assert {path.relative_to(packed).as_posix() for path in packed.rglob("*.safetensors")} == {
-        "artifacts/lora/adapter_model.safetensors",
-        "artifacts/lora/language_model/adapter_model.safetensors",
+        "artifacts/lora-5/adapter_model.safetensors",
+        "artifacts/lora-5/language_model/adapter_model.safetensors",
     }
-    assert (packed / "artifacts/lora/manifest.json").is_file()
+    assert (packed / "artifacts/lora-5/manifest.json").is_file()
     assert (packed / "code/mgm_lora/model/mgm.py").is_file()
     assert not list(packed.rglob("__pycache__"))
 

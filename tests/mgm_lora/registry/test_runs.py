@@ -33,9 +33,9 @@ def curve(run: Run, name: str) -> list[tuple[int, float]]:
 
 @contextmanager
 def training_of_the_adapter(registry: RegistrySettings, sources: RegistrationSources) -> Iterator[Tracker]:
-    key = read_manifest(sources.trained / "lora", kind="TrainedAdapter").details["training_key"]
+    key = read_manifest(sources.trained / "lora-5", kind="TrainedAdapter").details["training_key"]
     with track_training(
-        "lora",
+        "lora-5",
         open_experiment=lambda: open_store(registry).experiment_id,
         sections={"registry": registry},
         key=key,
@@ -46,17 +46,17 @@ def training_of_the_adapter(registry: RegistrySettings, sources: RegistrationSou
 
 def test_every_arm_is_a_child_with_its_scores(registered: RegisteredVersion) -> None:
     arms = children(registered.parent_run_id)
-    assert sorted(arms) == ["base", "full", "lora", "merged"]
+    assert sorted(arms) == ["base", "full-5", "lora-5", "merged"]
     assert all(run.info.status == "FINISHED" for run in arms.values())
     assert all(run.data.metrics["score"] == 0.5 for run in arms.values())
     assert all(run.data.metrics["score_what_"] == 0.5 for run in arms.values())
-    assert arms["full"].data.metrics["training/minutes"] == 0.5
-    assert arms["lora"].data.params["lora.language_attention.rank"] == "4"
+    assert arms["full-5"].data.metrics["training/minutes"] == 0.5
+    assert arms["lora-5"].data.params["arm.language_attention.rank"] == "4"
     assert "training/minutes" not in arms["base"].data.metrics
 
 
 def test_curve_comes_from_the_history_where_the_store_has_no_training_run(registered: RegisteredVersion) -> None:
-    run = children(registered.parent_run_id)["lora"]
+    run = children(registered.parent_run_id)["lora-5"]
     assert curve(run, "train_loss") == [(1, 3.0), (2, 1.5), (3, 1.0)]
     assert curve(run, "heldout_loss") == [(2, 1.75), (3, 3.5 / 3)]
     assert curve(run, "learning_rate") == [(1, 1e-3), (2, 5e-4), (3, 1e-3 / 3)]
@@ -68,10 +68,10 @@ def test_training_run_becomes_the_child_and_keeps_its_curve(
     with training_of_the_adapter(registry, sources) as tracker:
         tracker.log({"train_loss": 9.0}, step=1)
     registered = register()
-    run = children(registered.parent_run_id)["lora"]
+    run = children(registered.parent_run_id)["lora-5"]
     assert run.info.run_id == tracker.run_id == registered.run_id
     assert curve(run, "train_loss") == [(1, 9.0)]
-    assert run.data.params["lora.language_attention.rank"] == "4"
+    assert run.data.params["arm.language_attention.rank"] == "4"
     assert run.data.params["registry.model_name"] == "demo"
 
 
@@ -80,7 +80,7 @@ def test_unfinished_training_run_is_not_taken(
 ) -> None:
     with pytest.raises(KeyboardInterrupt), training_of_the_adapter(registry, sources) as tracker:
         raise KeyboardInterrupt
-    run = children(register().parent_run_id)["lora"]
+    run = children(register().parent_run_id)["lora-5"]
     assert run.info.run_id != tracker.run_id
     assert len(curve(run, "train_loss")) == 3
 
@@ -96,7 +96,7 @@ def test_curves_have_the_same_names_from_training_and_from_history(
         logs = {"loss": 1.0, "learning_rate": 0.1, "eval_loss": 1.0}
         reporter.on_log(arguments, TrainerState(global_step=1), TrainerControl(), logs=logs)
     sent = set(mlflow.MlflowClient().get_run(str(tracker.run_id)).data.metrics)
-    written = set(children(register().parent_run_id)["full"].data.metrics)
+    written = set(children(register().parent_run_id)["full-5"].data.metrics)
     assert {"train_loss", "heldout_loss", "learning_rate"} <= sent & written
 
 
@@ -122,8 +122,8 @@ def test_arm_without_training_saw_no_training_data(registered: RegisteredVersion
     assert names == {
         "base": {"heldout"},
         "merged": {"heldout"},
-        "lora": {"heldout", "train"},
-        "full": {"heldout", "train"},
+        "lora-5": {"heldout", "train"},
+        "full-5": {"heldout", "train"},
     }
 
 

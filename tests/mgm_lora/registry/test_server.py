@@ -45,12 +45,12 @@ def test_server_has_the_version_and_gives_it_back(
     questions: pd.DataFrame,
     adapter_answers: list[str],
 ) -> None:
-    arms = ("base", "lora", "merged", "full")
+    arms = ("base", "lora-5", "merged", "full-5")
     registered = register_adapter(sources, registry=served, arms=arms, destination=Path("artifacts/registered"))
     again = register_adapter(sources, registry=served, arms=arms, destination=Path("artifacts/registered"))
     assert again == registered
     assert digest_folder(resolve_version("models:/demo@challenger", registry=served)) == digest_folder(
-        sources.trained / "lora"
+        sources.trained / "lora-5"
     )
     assert mlflow.pyfunc.load_model("models:/demo@challenger").predict(questions) == adapter_answers
     assert list((project / "served").rglob("adapter_model.safetensors"))

@@ -34,7 +34,7 @@ def test_challenger_answers_as_the_adapter_does(
 
 def test_version_tells_what_it_is(registered: RegisteredVersion, sources: RegistrationSources) -> None:
     version = MlflowClient().get_model_version_by_alias("demo", "challenger")
-    manifest = read_manifest(sources.trained / "lora", kind="TrainedAdapter")
+    manifest = read_manifest(sources.trained / "lora-5", kind="TrainedAdapter")
     assert version.version == registered.version == 1
     assert version.run_id == registered.run_id
     assert version.tags["adapter_digest"] == registered.adapter_digest
@@ -131,7 +131,7 @@ def test_figures_of_the_proof_count_and_are_told_with_the_version(
 
 
 def test_adapter_whose_training_kept_no_contract_is_refused(register: Register, sources: RegistrationSources) -> None:
-    path = sources.trained / "lora" / "manifest.json"
+    path = sources.trained / "lora-5" / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["details"]["contract"]["held"].remove("frozen")
     write_json(path, manifest)
@@ -151,7 +151,7 @@ def test_proof_of_another_adapter_is_refused(
 
 
 @pytest.mark.parametrize(
-    "missing", ["reports/comparison.html", "metrics/comparison.json", "artifacts/scores/full", "artifacts/samples"]
+    "missing", ["reports/comparison.html", "metrics/comparison.json", "artifacts/scores/full-5", "artifacts/samples"]
 )
 def test_missing_part_is_named_before_the_store_is_touched(register: Register, project: Path, missing: str) -> None:
     path = project / missing
@@ -191,7 +191,7 @@ def test_artifact_that_cannot_be_written_takes_everything_back(
 ) -> None:
     with pytest.raises(RegistryError, match="could not be registered"):
         register_adapter(
-            sources, registry=registry, arms=("base", "lora"), destination=project / "dvc.lock" / "registered"
+            sources, registry=registry, arms=("base", "lora-5"), destination=project / "dvc.lock" / "registered"
         )
     assert not active_runs()
     assert not MlflowClient().search_model_versions("name = 'demo'")

@@ -124,11 +124,22 @@ def test_users_own_places_and_comments_stay(name: str, params: Path) -> None:
 
 
 def test_preset_replaces_a_step_whole(params: Path) -> None:
-    left = {"micro_batch_size": 8, "engine": "deepspeed", "zero_stage": 1}
-    write_checked(params, text=rewritten(params, changes={"lora": {"step": left}})[1])
+    text = params.read_text(encoding="utf-8")
+    left = text.replace("quantization: none, optimizer: adamw, engine: torch}", "engine: deepspeed, zero_stage: 1}", 1)
+    left = left.replace("  adalora: {<<: *lora, method: adalora}\n", "")  # which can't go with deepspeed
+    params.write_text(left, encoding="utf-8")
+    assert read_settings(params).arms["lora"].step.engine == "deepspeed"
     assert preset("mgm-7b-24gb-qlora") == 0
-    step = read_settings(params).lora.step
+    step = read_settings(params).arms["lora"].step
     assert (step.engine, step.zero_stage, step.micro_batch_size, step.quantization) == ("torch", 0, "auto", "nf4")
+
+
+def test_variants_follow_what_a_preset_says_of_lora(params: Path) -> None:
+    assert preset("mgm-2b-24gb") == 0
+    arms = read_settings(params).arms
+    assert arms["rank-4"].learning_rate == arms["lora"].learning_rate == 2.0e-4
+    assert [arms[name].language_mlp.rank for name in ("lora", "rank-4", "rank-64")] == [16, 4, 64]
+    assert "rank-4: {<<: *lora, rank: 4, alpha: 8}" in params.read_text(encoding="utf-8")
 
 
 def test_settings_that_would_not_be_valid_are_not_written(params: Path) -> None:
@@ -225,7 +236,7 @@ def _model(settings: Settings, *, quantization: str) -> MGMForConditionalGenerat
 def _trainable(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainableModel:
     model = _model(settings, quantization=plan.knobs.quantization)
     with torch.device("meta"):
-        return make_trainable_(model, arm=getattr(settings, arm), knobs=plan.knobs, training=settings.training)
+        return make_trainable_(model, arm=settings.arms[arm], knobs=plan.knobs, training=settings.training)
 
 
 def _at_rank_16(text: Any) -> int:
@@ -261,7 +272,10 @@ def _check_merge(trainable: TrainableModel) -> None:
 
 def _check_questions(settings: Settings) -> None:
     """Evaluation's batch up to the first new token keeps to the budget, its answers' part of the cache included."""
-    model, processor = _model(settings, quantization=settings.lora.step.quantization), find_processor(settings.base)
+    model, processor = (
+        _model(settings, quantization=settings.arms["lora"].step.quantization),
+        find_processor(settings.base),
+    )
     questions = [Question(turns=(("human", "<image>\nwhat is it?"),), pictures=(Path("data/pictures/0.png"),))]
     questions *= settings.evaluation.batch_size
     prompts = [processor.encode_prompt(question.turns) for question in questions]

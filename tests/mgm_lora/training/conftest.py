@@ -23,7 +23,7 @@ from mgm_lora.model.checkpoint import load_model, save_model
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.processor import MGMProcessor
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.batches import ConversationDataset
 
@@ -44,8 +44,8 @@ class Row:
 
 
 @pytest.fixture
-def training() -> TrainingSettings:
-    return TrainingSettings(
+def training() -> SeededTraining:
+    return SeededTraining(
         seed=3,
         num_epochs=2,
         global_batch_size=8,

@@ -23,7 +23,7 @@ from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.grouping import EpochToOrder, GroupedOrder
@@ -135,7 +135,7 @@ def main(folder: str, base: str, wish: dict[str, Any]) -> None:
 
 
 def train(base: Path, wish: dict[str, Any]) -> None:
-    training = TrainingSettings.model_validate(TRAINING | wish.get("training", {}))
+    training = SeededTraining.model_validate(TRAINING | wish.get("training", {}))
     knobs = StepKnobs(**{"micro_batch_size": 4, **wish.get("knobs", {})})
     model = load_model(base, dtype=torch.float32)
     if knobs.quantization == "nf4":
@@ -173,7 +173,7 @@ def lora(**points: Any) -> LoraSettings:
     return LoraSettings.model_validate({"learning_rate": 1e-2, **settings, **points})
 
 
-def make_data(processor: MGMProcessor, *, training: TrainingSettings) -> TrainingData:
+def make_data(processor: MGMProcessor, *, training: SeededTraining) -> TrainingData:
     words = ("red", "green", "blue", "grey")
     rows = [
         Row(

@@ -12,20 +12,20 @@ from mgm_lora.lora.adapter import load_adapter
 from mgm_lora.lora.injection import TrainableModel, thaw_parts_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 
 KNOBS = StepKnobs(micro_batch_size=4)
 BASE = {"model": "tiny", "revision": None, "digest": "d" * 64}
 
 
-def origin(training: TrainingSettings) -> Origin:
+def origin(training: SeededTraining) -> Origin:
     return Origin(settings={"training": training}, parents={"samples": "s"}, base=BASE)
 
 
 def test_lora_arm_leaves_an_adapter_that_loads(
     make_trainable: Callable[[], TrainableModel],
-    training: TrainingSettings,
+    training: SeededTraining,
     data: TrainingData,
     tmp_path: Path,
     tiny_base: Path,
@@ -54,7 +54,7 @@ def test_lora_arm_leaves_an_adapter_that_loads(
 
 
 def test_full_arm_leaves_a_checkpoint_that_loads(
-    training: TrainingSettings, data: TrainingData, tmp_path: Path, tiny_base: Path
+    training: SeededTraining, data: TrainingData, tmp_path: Path, tiny_base: Path
 ) -> None:
     model = load_model(tiny_base, dtype=torch.float32)
     full = FullSettings(learning_rate=1e-3, parts=("language_model", "projector", "mining"))
@@ -77,7 +77,7 @@ def test_full_arm_leaves_a_checkpoint_that_loads(
 
 
 def test_same_inputs_give_the_same_adapter_bytes(
-    make_trainable: Callable[[], TrainableModel], training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Callable[[], TrainableModel], training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         trainable = make_trainable()
@@ -94,6 +94,6 @@ def test_same_inputs_give_the_same_adapter_bytes(
     assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "two")
 
 
-def test_other_inputs_have_another_key(training: TrainingSettings) -> None:
-    other = TrainingSettings.model_validate({**training.model_dump(), "seed": 4})
+def test_other_inputs_have_another_key(training: SeededTraining) -> None:
+    other = SeededTraining.model_validate({**training.model_dump(), "seed": 4})
     assert origin(training).key == origin(training).key != origin(other).key

@@ -19,7 +19,7 @@ from mgm_lora.lora.injection import TrainableGroup, TrainableModel, inject_adapt
 from mgm_lora.lora.optimizer import make_optimizer
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 from mgm_lora.training.contract import Contract, check_optimizer
 
@@ -29,12 +29,12 @@ ORIGIN = Origin(settings={}, parents={}, base={"model": "tiny", "revision": None
 
 
 @pytest.fixture
-def train(training: TrainingSettings, data: TrainingData, tmp_path: Path) -> Train:
+def train(training: SeededTraining, data: TrainingData, tmp_path: Path) -> Train:
     def run(trainable: TrainableModel, *callbacks: Any, whole: bool = False, num_epochs: float = 2) -> Path:
         weights = adapter_weights(trainable)
         if whole:
             weights = model_weights(trainable, processor=data.processor, dtype=torch.float32)
-        longer = TrainingSettings.model_validate({**training.model_dump(), "num_epochs": num_epochs})
+        longer = SeededTraining.model_validate({**training.model_dump(), "num_epochs": num_epochs})
         train_arm(
             trainable,
             training=longer,

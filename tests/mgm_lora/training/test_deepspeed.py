@@ -23,7 +23,7 @@ from mgm_lora.errors import SettingsError
 from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.model.checkpoint import load_model
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.deepspeed import check_deepspeed, deepspeed_config
 from mgm_lora.training.launch import run_under_deepspeed
 
@@ -55,7 +55,7 @@ LORA = LoraSettings(
     projector=PointSettings(mode="full", learning_rate=1e-3),
     mining=POINT,
 )
-TRAINING = TrainingSettings(
+TRAINING = SeededTraining(
     seed=3,
     num_epochs=1,
     global_batch_size=8,
@@ -213,7 +213,7 @@ def test_other_number_of_processes_than_planned_is_refused(tiny_base: Path) -> N
 def test_wide_frozen_weights_are_not_rounded_in_silence(tiny_base: Path) -> None:
     trainable = inject_adapter_(load_model(tiny_base, dtype=torch.float32), lora=LORA, seed=3)
     knobs = StepKnobs(micro_batch_size=2, engine="deepspeed")
-    reduced = TrainingSettings.model_validate({**TRAINING.model_dump(), "precision": "bfloat16"})
+    reduced = SeededTraining.model_validate({**TRAINING.model_dump(), "precision": "bfloat16"})
     with pytest.raises(SettingsError, match=r"set base\.dtype to bfloat16"):
         check_deepspeed(trainable, training=reduced, knobs=knobs)
 

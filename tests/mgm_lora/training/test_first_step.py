@@ -21,7 +21,7 @@ from mgm_lora.memory.knobs import StepKnobs
 from mgm_lora.memory.shapes import BatchShape
 from mgm_lora.memory.tracing import trace_step
 from mgm_lora.model.config import MGMConfig
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.first_step import FirstStep, WorstBatch, WorstBatchFirst, recall_first_step, try_worst_batch
@@ -46,12 +46,12 @@ class Run:
 @pytest.fixture
 def make_run(
     make_trainable: Callable[[], TrainableModel],
-    training: TrainingSettings,
+    training: SeededTraining,
     data: TrainingData,
     tiny_config: MGMConfig,
     tmp_path: Path,
 ) -> Callable[..., Run]:
-    short = TrainingSettings.model_validate(
+    short = SeededTraining.model_validate(
         training.model_dump() | {"num_epochs": 0.5, "evaluations": 1, "checkpoints": 1}
     )
 
@@ -181,7 +181,7 @@ def test_every_trained_weight_takes_part_in_the_trial(make_run: Callable[..., Ru
 def test_measured_bytes_are_those_that_the_plan_traced(
     make_run: Callable[..., Run],
     lora: LoraSettings,
-    training: TrainingSettings,
+    training: SeededTraining,
     tiny_config: MGMConfig,
     micro_batch_size: int,
 ) -> None:

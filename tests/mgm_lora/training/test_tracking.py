@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import StepKnobs
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.tracking import Tracker, track_training
 from mgm_lora.training.trainer import TrainingHistory, run_training
@@ -49,7 +49,7 @@ def store(database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def train(
-    make_trainable: Callable[[], TrainableModel], training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Callable[[], TrainableModel], training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> Callable[..., TrainingHistory]:
     """Trains a fresh adapter under a tracker."""
 
@@ -87,7 +87,7 @@ def get_run(tracker: Tracker) -> Run:
 
 
 def test_run_has_the_history_the_settings_and_the_machines_load(
-    store: str, train: Callable[..., TrainingHistory], training: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+    store: str, train: Callable[..., TrainingHistory], training: SeededTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.3")
     sections = {"training": training}

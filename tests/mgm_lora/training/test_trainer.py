@@ -13,7 +13,7 @@ from mgm_lora.arm_settings import CheckpointedPart
 from mgm_lora.errors import SettingsError, TrainingError
 from mgm_lora.lora.injection import TrainableModel
 from mgm_lora.memory.knobs import StepKnobs
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.checkpoints import newest_checkpoint
 from mgm_lora.training.grouped_trainer import TRAINED_NAME
@@ -25,7 +25,7 @@ KNOBS = StepKnobs(micro_batch_size=4)
 
 def train(
     trainable: TrainableModel,
-    training: TrainingSettings,
+    training: SeededTraining,
     data: TrainingData,
     folder: Path,
     *callbacks: Any,
@@ -61,9 +61,9 @@ def trained_tensors(trainable: TrainableModel) -> dict[str, torch.Tensor]:
 
 
 def test_losses_fall_and_are_told_with_steps_and_samples(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
-    longer = TrainingSettings.model_validate({**training.model_dump(), "num_epochs": 10})
+    longer = SeededTraining.model_validate({**training.model_dump(), "num_epochs": 10})
     history = train(make_trainable(), longer, data, tmp_path / "checkpoints")
     assert history.num_steps == 40
     assert history.heldout[-1]["loss"] < 0.8 * history.train[0]["loss"]
@@ -72,7 +72,7 @@ def test_losses_fall_and_are_told_with_steps_and_samples(
 
 
 def test_interrupted_run_ends_in_the_same_bytes(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     undisturbed, broken = make_trainable(), make_trainable()
     train(undisturbed, training, data, tmp_path / "one")
@@ -86,7 +86,7 @@ def test_interrupted_run_ends_in_the_same_bytes(
 
 
 def test_checkpoint_holds_the_trained_parameters_only(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
@@ -101,7 +101,7 @@ def test_checkpoint_holds_the_trained_parameters_only(
 
 
 def test_frozen_parameters_stay_bit_equal(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     trainable = make_trainable()
     before = {name: p.detach().clone() for name, p in trainable.model.named_parameters() if not p.requires_grad}
@@ -113,7 +113,7 @@ def test_frozen_parameters_stay_bit_equal(
 
 
 def test_loss_that_is_no_number_stops_the_run(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     trainable = make_trainable()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_loss_that_is_no_number_stops_the_run(
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_checkpointing_everything_in_small_chunks_gives_the_same_adapter(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path, offload: bool
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path, offload: bool
 ) -> None:
     plain, lean = make_trainable(), make_trainable()
     train(plain, training, data, tmp_path / "plain")
@@ -135,11 +135,11 @@ def test_checkpointing_everything_in_small_chunks_gives_the_same_adapter(
 
 
 def test_micro_batches_add_up_to_the_global_batch(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     split, whole = make_trainable(), make_trainable()
     values = {**training.model_dump(), "num_epochs": 0.25, "checkpoints": 0, "warmup_share": 0.0}
-    one_step = TrainingSettings.model_validate(values)
+    one_step = SeededTraining.model_validate(values)
     train(split, one_step, data, tmp_path / "split", knobs=StepKnobs(micro_batch_size=2))
     train(whole, one_step, data, tmp_path / "whole", knobs=StepKnobs(micro_batch_size=8))
     ours, theirs = trained_tensors(split), trained_tensors(whole)
@@ -149,7 +149,7 @@ def test_micro_batches_add_up_to_the_global_batch(
 
 
 def test_samples_come_in_the_order_that_is_given(
-    make_trainable: Make, training: TrainingSettings, data: TrainingData, tmp_path: Path
+    make_trainable: Make, training: SeededTraining, data: TrainingData, tmp_path: Path
 ) -> None:
     trained = []
     for name, numbers in (("up", range(32)), ("again", range(32)), ("down", range(31, -1, -1))):
@@ -163,13 +163,13 @@ def test_samples_come_in_the_order_that_is_given(
 
 def test_bfloat16_on_a_machine_without_it_is_one_error_before_work(
     make_trainable: Make,
-    training: TrainingSettings,
+    training: SeededTraining,
     data: TrainingData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mgm_lora.training.trainer._has_bfloat16", lambda: False)
-    reduced = TrainingSettings.model_validate({**training.model_dump(), "precision": "bfloat16"})
+    reduced = SeededTraining.model_validate({**training.model_dump(), "precision": "bfloat16"})
     with pytest.raises(SettingsError, match="no bfloat16 instructions"):
         train(make_trainable(), reduced, data, tmp_path / "checkpoints")
     assert not (tmp_path / "checkpoints").exists()

@@ -23,7 +23,7 @@ from mgm_lora.model.base import DTYPES
 from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.model.quantization import quantize_language_model_
-from mgm_lora.settings import TrainingSettings
+from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import Origin, TrainingData, adapter_weights, model_weights, train_arm
 from mgm_lora.training.batches import ConversationDataset
 from mgm_lora.training.launch import is_first_rank, part_ranks
@@ -90,7 +90,7 @@ def run_case(case: Case, *, plan: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def train(case: Case, *, plan: dict[str, Any], folder: Path, callbacks: list[TrainerCallback]) -> TrainableModel:
-    training = TrainingSettings.model_validate({**plan["training"], "precision": case.precision})
+    training = SeededTraining.model_validate({**plan["training"], "precision": case.precision})
     processor = MGMProcessor.from_pretrained(plan["base"])
     trainable = make_trainable(case, plan=plan)
     weights = adapter_weights(trainable)
