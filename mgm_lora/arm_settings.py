@@ -12,9 +12,11 @@ from mgm_lora.sections import Auto, LearningRate, RelativePath, Section, Share
 
 POINT_NAMES = ("language_attention", "language_mlp", "vision_attention", "projector", "mining")
 _SHARED_BY_POINTS = ("rank", "alpha", "dropout", "method", "loraplus_ratio")
+SHARED_PARTS = ("projector", "mining")
 _LANGUAGE_POINTS = ("language_attention", "language_mlp")
 PART_NAMES = ("language_model", "vision_tower", "vision_tower_aux", "projector", "mining")
 
+SharedPart = Literal["projector", "mining"]
 PartName = Literal["language_model", "vision_tower", "vision_tower_aux", "projector", "mining"]
 CheckpointedPart = Literal["language_model", "vision_tower", "vision_tower_aux", "mining"]
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
@@ -151,17 +153,28 @@ class LoraSettings(Section):
     """gate, up, down of the language model's MLP."""
     vision_attention: PointSettings
     """q, k, v, out of CLIP's attention, the last (unused) layer left out."""
-    projector: PointSettings
-    """The two linear maps of `mm_projector`."""
-    mining: PointSettings
-    """The three linear maps of patch-info-mining."""
+    projector: PointSettings | None = None
+    """The two linear maps of `mm_projector`; none: as training.shared_parts says."""
+    mining: PointSettings | None = None
+    """The three linear maps of patch-info-mining, in full with their norms; none: as training.shared_parts says."""
     adalora: AdaLoraSettings | None = None
     """How ranks are spread where the points' method is adalora; none: as the defaults say."""
 
     def points(self) -> dict[str, PointSettings]:
         """The points that are not off, by name."""
-        points = {name: getattr(self, name) for name in POINT_NAMES}
-        return {name: point for name, point in points.items() if point.mode != "off"}
+        points: dict[str, PointSettings | None] = {name: getattr(self, name) for name in POINT_NAMES}
+        return {name: point for name, point in points.items() if point is not None and point.mode != "off"}
+
+    def with_shared(self, parts: Sequence[SharedPart], *, learning_rate: float | None) -> Self:
+        """The arm where `parts` that it says nothing of are trained in full, as in every arm, and others are left alone."""
+        silent = [name for name in SHARED_PARTS if getattr(self, name) is None]
+        points = {
+            name: PointSettings(mode="full", learning_rate=learning_rate)
+            if name in parts
+            else PointSettings(mode="off")
+            for name in silent
+        }
+        return type(self)(**{**dict(self), **points})
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +207,7 @@ class LoraSettings(Section):
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:
         problems = [*_mixing_problems(self), *_quantization_problems(self), *_engine_problems(self)]
-        flat = [name for name in ("projector", "mining") if getattr(self, name).layers is not None]
+        flat = [name for name in SHARED_PARTS if (point := getattr(self, name)) and point.layers is not None]
         if flat:
             problems.append(f"layers is set for {_listed(flat)}, which lies in no layers: leave it out")
         if problems:
@@ -222,11 +235,30 @@ class FullSettings(Section):
     kind: Literal["full"] = "full"
     """Whole weights, and a whole model as its result."""
     learning_rate: LearningRate
-    """Of all trained parts."""
-    parts: tuple[PartName, ...] = Field(strict=False, min_length=1)
-    """What is trained; the published recipe trains language_model, projector and mining."""
+    """Of all trained parts that have none of their own."""
+    parts: tuple[PartName, ...] = Field(strict=False)
+    """What is trained beside training.shared_parts; the published recipe trains language_model, projector and mining."""
+    leave_out: tuple[SharedPart, ...] = Field(default=(), strict=False)
+    """Of training.shared_parts, what this arm leaves alone."""
+    learning_rates: dict[PartName, LearningRate] = Field(default_factory=dict)
+    """Of single parts."""
     step: StepSettings = StepSettings()
     """How its training step is run."""
+
+    def with_shared(self, parts: Sequence[SharedPart], *, learning_rate: float | None) -> Self:
+        """The arm with `parts` that it says nothing of trained too, as in every arm."""
+        added = [name for name in parts if name not in (*self.parts, *self.leave_out)]
+        rates = {} if learning_rate is None else dict.fromkeys(added, learning_rate)
+        return type(self)(
+            **{**dict(self), "parts": (*self.parts, *added), "learning_rates": self.learning_rates | rates}
+        )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        both = [name for name in self.leave_out if name in self.parts]
+        if both:
+            raise ValueError(f"{_listed(both)} stands in parts and in leave_out: take it out of one of them")
+        return self
 
     @model_validator(mode="after")
     def _trains_whole_weights(self) -> Self:

@@ -13,9 +13,9 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from mgm_lora.arm_settings import ArmSettings
+from mgm_lora.arm_settings import ArmSettings, FullSettings, SharedPart
 from mgm_lora.errors import SettingsError
-from mgm_lora.sections import RelativePath, Section, Share
+from mgm_lora.sections import LearningRate, RelativePath, Section, Share
 
 SUBJECT = "lora"
 """The arm that is merged, registered and judged."""
@@ -148,6 +148,10 @@ class TrainingSettings(Section):
     """How often the held-out loss is taken, evenly spread."""
     num_evaluation_samples: int = Field(ge=1)
     """Held-out samples in that loss: the first ones of the file."""
+    shared_parts: tuple[SharedPart, ...] = Field(default=(), strict=False)
+    """Trained in full by every arm that says nothing else of them, so that arms differ in what they are named for."""
+    shared_learning_rate: LearningRate | None = None
+    """Of these parts; none: that of the arm."""
     checkpoints: int = Field(ge=0)
     """How many checkpoints are written on the way; an interrupted run goes on from the newest."""
 
@@ -259,12 +263,13 @@ class Settings(Section):
     registry: RegistrySettings
 
     def arm(self, name: str) -> ArmSettings:
-        """The arm of that name; raises SettingsError where there is none."""
+        """The arm of that name, with what all arms share; raises SettingsError where there is none."""
         if name not in self.arms:
             raise SettingsError(
                 f"no arm '{name}': params.yaml has {', '.join(self.arms)}; name one of these, or add it there"
             )
-        return self.arms[name]
+        shared, rate = self.training.shared_parts, self.training.shared_learning_rate
+        return self.arms[name].with_shared(shared, learning_rate=rate)
 
     def seeded_training(self, seed: int) -> SeededTraining:
         """The training section, for one seed; raises SettingsError where `comparison.seeds` doesn't name it."""
@@ -287,11 +292,19 @@ class Settings(Section):
                 raise ValueError(
                     f"arms.{name}.kind must be {kind}, found {self.arms[name].kind}: give this arm another name"
                 )
+        idle = [name for name, arm in self.arms.items() if arm.kind == "full" and not self._parts_of(arm)]
+        if idle:
+            raise ValueError(
+                f"{', '.join(f'arms.{name}' for name in idle)} trains nothing: name a part, or training.shared_parts"
+            )
         if "base" in self.arms or "merged" in self.arms:
             raise ValueError(
                 "an arm can't be named base or merged: these are the untrained model and the merged one; give it another name"
             )
         return self
+
+    def _parts_of(self, arm: FullSettings) -> tuple[str, ...]:
+        return arm.with_shared(self.training.shared_parts, learning_rate=None).parts
 
     @model_validator(mode="after")
     def _precisions_fit(self) -> Self:

@@ -124,7 +124,8 @@ def thaw_parts_(model: MGMForConditionalGeneration, *, full: FullSettings, seed:
         pattern = _PARTS[part].replace("{used_vision_layers}", used_layers)
         names = [name for name, _ in model.named_parameters() if re.fullmatch(pattern, name)]
         _thaw_(model, names)
-        groups.append(TrainableGroup(name=part, learning_rate=full.learning_rate, parameter_names=tuple(names)))
+        rate = full.learning_rates.get(part, full.learning_rate)
+        groups.append(TrainableGroup(name=part, learning_rate=rate, parameter_names=tuple(names)))
     return TrainableModel(model=model, groups=tuple(groups), points=())
 
 
@@ -183,8 +184,9 @@ def _trainable_groups_(model: nn.Module, point: ResolvedPoint, *, default: float
     names = [name for name, _ in model.named_parameters() if name.startswith(starts)]
     if point.settings.mode == "lora":
         names = [name for name in names if ".lora_" in name and f".{INITIAL_NAME}." not in name]
-    else:
-        names = [name for name in names if not name.endswith("vlm_uni_aux_projector.1.bias")]  # see _PARTS
+    elif point.name in _PARTS:  # the whole part, as the full fine-tune trains it, norms and all
+        pattern = re.escape(prefix) + f"({_PARTS[point.name]})"
+        names = [name for name, _ in model.named_parameters() if re.fullmatch(pattern, name)]
     _thaw_(model, names)
     rate = default if point.settings.learning_rate is None else point.settings.learning_rate
     faster = [name for name in names if ".lora_B." in name] if point.settings.loraplus_ratio != 1.0 else []

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from mgm_lora.arm_settings import LoraSettings, PointSettings
+from mgm_lora.arm_settings import FullSettings, LoraSettings, PointSettings
 from mgm_lora.errors import SettingsError
 from mgm_lora.settings import read_settings
 
@@ -34,12 +34,41 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def test_the_projects_own_file_is_right() -> None:
     settings = read_settings(ROOT / "params.yaml")
-    assert set(settings.arms["lora"].points()) == {
-        "language_attention",
-        "language_mlp",
-        "vision_attention",
-        "projector",
+    lora = settings.arm("lora")
+    assert isinstance(lora, LoraSettings)
+    assert {name: point.mode for name, point in lora.points().items()} == {
+        "language_attention": "lora",
+        "language_mlp": "lora",
+        "vision_attention": "lora",
+        "projector": "full",
+        "mining": "full",
     }
+
+
+def test_arms_share_what_they_do_not_say_themselves() -> None:
+    settings = read_settings(ROOT / "params.yaml")
+    lora, own, full, projector = (settings.arm(name) for name in ("lora", "four-points", "full", "projector"))
+    assert isinstance(lora, LoraSettings)
+    assert isinstance(own, LoraSettings)
+    assert isinstance(full, FullSettings)
+    assert isinstance(projector, FullSettings)
+    rate = settings.training.shared_learning_rate
+    assert [lora.points()[name].learning_rate for name in ("projector", "mining")] == [rate, rate]
+    assert full.parts == ("language_model", "projector", "mining")
+    assert full.learning_rates == {"projector": rate, "mining": rate}
+    assert projector.parts == ("projector", "mining")
+    assert own.points()["projector"].mode == "lora"
+    assert "mining" not in own.points()
+
+
+def test_an_arm_may_leave_out_what_others_share(tmp_path: Path) -> None:
+    full = read_settings(write(tmp_path, arms__full__leave_out=["mining"])).arm("full")
+    assert isinstance(full, FullSettings)
+    assert full.parts == ("language_model", "projector")
+    with pytest.raises(SettingsError, match=r"arms\.projector trains nothing"):
+        read_settings(write(tmp_path, training__shared_parts=[]))
+    with pytest.raises(SettingsError, match=r"projector stands in parts and in leave_out"):
+        read_settings(write(tmp_path, arms__full__parts=["projector"], arms__full__leave_out=["projector"]))
 
 
 def test_four_mistakes_are_four_lines_of_one_error(tmp_path: Path) -> None:
@@ -152,14 +181,13 @@ def test_points_take_what_the_arm_says_unless_they_say_their_own(tmp_path: Path)
         "language_attention": (5, 32.0),
         "language_mlp": (3, 32.0),
         "vision_attention": (5, 32.0),
-        "projector": (5, 32.0),
     }
     assert LoraSettings.model_validate(lora.model_dump()) == lora
 
 
 def test_an_entry_that_no_point_takes_is_told(tmp_path: Path) -> None:
     own = {"mode": "lora", "rank": 3}
-    points = ("language_attention", "language_mlp", "vision_attention", "projector")
+    points = ("language_attention", "language_mlp", "vision_attention")
     changes = {f"arms__lora__{point}": own for point in points}
     with pytest.raises(SettingsError, match=r"arms\.lora: rank of the arm changes nothing"):
         read_settings(write(tmp_path, **changes))

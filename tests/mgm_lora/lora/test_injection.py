@@ -1,5 +1,6 @@
 """What is asked for is what trains: exactly the resolved set has gradients, the rest stays as it was."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from mgm_lora.arm_settings import FullSettings, LoraSettings, PointSettings
 from mgm_lora.errors import SettingsError
+from mgm_lora.lora.adapter import plain_name
 from mgm_lora.lora.injection import TrainableModel, inject_adapter_, keep_inputs_reduced_, thaw_parts_
+from mgm_lora.model.checkpoint import load_model
 from mgm_lora.model.mgm import MGMForConditionalGeneration
 from mgm_lora.model.quantization import is_quantized, quantize_language_model_
 
@@ -74,11 +77,30 @@ def test_each_point_keeps_its_rank_scale_dropout_and_rate(
     assert rates["language_attention"] == 1e-3
 
 
+def test_shared_parts_are_the_same_parameters_at_the_same_rate_in_both_kinds_of_arm(tiny_base: Path) -> None:
+    point = PointSettings(mode="lora", rank=2)
+    lora = LoraSettings(learning_rate=1e-3, language_attention=point, language_mlp=point, vision_attention=point)
+    full = FullSettings(learning_rate=2e-3, parts=("language_model",))
+    adapted = inject_adapter_(
+        load_model(tiny_base, dtype=torch.float32),
+        lora=lora.with_shared(("projector", "mining"), learning_rate=3e-3),
+        seed=1,
+    )
+    thawed = thaw_parts_(
+        load_model(tiny_base, dtype=torch.float32),
+        full=full.with_shared(("projector", "mining"), learning_rate=3e-3),
+        seed=1,
+    )
+    for name in ("projector", "mining"):
+        mine, theirs = (next(g for g in item.groups if g.name == name) for item in (adapted, thawed))
+        assert {plain_name(parameter) for parameter in mine.parameter_names} == set(theirs.parameter_names)
+        assert mine.learning_rate == theirs.learning_rate == 3e-3
+    assert next(group for group in thawed.groups if group.name == "language_model").learning_rate == 2e-3
+
+
 def test_same_seed_builds_the_same_adapter(
     model: MGMForConditionalGeneration, all_points: LoraSettings, tiny_base: object
 ) -> None:
-    from mgm_lora.model.checkpoint import load_model
-
     first = inject_adapter_(model, lora=all_points, seed=5)
     torch.rand(7)  # whatever else drew numbers in between
     second = inject_adapter_(load_model(str(tiny_base), dtype=torch.float32), lora=all_points, seed=5)
@@ -88,8 +110,6 @@ def test_same_seed_builds_the_same_adapter(
 
 
 def test_adapters_are_float32_over_a_bfloat16_base(tiny_base: object, all_points: LoraSettings) -> None:
-    from mgm_lora.model.checkpoint import load_model
-
     trainable = inject_adapter_(load_model(str(tiny_base), dtype=torch.bfloat16), lora=all_points, seed=1)
     dtypes = {p.requires_grad: p.dtype for p in trainable.model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
@@ -138,8 +158,6 @@ def test_4_bit_weights_are_not_trained_in_full(model: MGMForConditionalGeneratio
 def test_autocast_makes_no_wide_copy_of_a_layers_input(
     tiny_base: object, all_points: LoraSettings, quantized: bool
 ) -> None:
-    from mgm_lora.model.checkpoint import load_model
-
     model = load_model(str(tiny_base), dtype=torch.bfloat16)
     if quantized:
         quantize_language_model_(model)
@@ -163,8 +181,6 @@ def test_autocast_makes_no_wide_copy_of_a_layers_input(
 
 
 def test_plain_model_is_found_inside(tiny_base: object, all_points: LoraSettings) -> None:
-    from mgm_lora.model.checkpoint import load_model
-
     full = FullSettings(learning_rate=1e-4, parts=("projector",))
     adapted, thawed = (load_model(str(tiny_base), dtype=torch.float32) for _ in range(2))
     assert inject_adapter_(adapted, lora=all_points, seed=1).mgm is adapted

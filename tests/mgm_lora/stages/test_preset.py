@@ -236,24 +236,27 @@ def _model(settings: Settings, *, quantization: str) -> MGMForConditionalGenerat
 def _trainable(settings: Settings, *, arm: str, plan: MemoryPlan) -> TrainableModel:
     model = _model(settings, quantization=plan.knobs.quantization)
     with torch.device("meta"):
-        return make_trainable_(model, arm=settings.arms[arm], knobs=plan.knobs, training=settings.training)
+        return make_trainable_(model, arm=settings.arm(arm), knobs=plan.knobs, training=settings.training)
 
 
 def _at_rank_16(text: Any) -> int:
-    """LoRA's parameters from the shapes alone: rank x (in + out) of every adapted map."""
+    """LoRA's parameters from the shapes alone: rank x (in + out) of every adapted map, and what all arms train in full."""
     hidden, wide = text["hidden_size"], text["intermediate_size"]
     head = text.get("head_dim", hidden // text["num_attention_heads"])
     queries, keys = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
     attention = 2 * (hidden + queries) + 2 * (hidden + keys)
     layers = text["num_hidden_layers"] * 16 * (attention + 3 * (hidden + wide))
-    return int(layers + CLIP_ATTENTION + 16 * (1024 + hidden + hidden + hidden))
+    return int(layers + CLIP_ATTENTION + _shared(hidden))
 
 
 def _in_full(model: MGMForConditionalGeneration, *, hidden: int) -> int:
-    """The language model, the projector and mining, but for what the softmax of mining's keys takes no notice of: an offset and a bias."""
-    text = sum(parameter.numel() for parameter in model.language_model.parameters())
+    return sum(parameter.numel() for parameter in model.language_model.parameters()) + _shared(hidden)
+
+
+def _shared(hidden: int) -> int:
+    """The projector and mining, but for what the softmax of mining's keys takes no notice of: an offset and a bias."""
     keys_offset_and_bias = 2880 + 1024
-    return text + (1024 * hidden + hidden + hidden * hidden + hidden) + 6_963_456 - keys_offset_and_bias
+    return (1024 * hidden + hidden + hidden * hidden + hidden) + 6_963_456 - keys_offset_and_bias
 
 
 def _check_merge(trainable: TrainableModel) -> None:
