@@ -27,7 +27,8 @@ def guess_from_questions(predictions: Sequence[Prediction], *, train: Sequence[S
     for item in predictions:
         counter = by_question.get(_key(item.question)) or by_type.get(item.question_type) or overall
         guess = _most_frequent(counter)
-        guesses.append(replace(item, prediction=guess, correct=is_match(guess, truth=item.answer)))
+        score = float(is_match(guess, truth=item.answer))
+        guesses.append(replace(item, prediction=guess, score=score, loss=0.0, num_loss_tokens=0))
     return guesses
 
 

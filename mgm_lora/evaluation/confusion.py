@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mgm_lora.evaluation.matching import normalise_answer
-from mgm_lora.evaluation.predictions import Prediction
-from mgm_lora.evaluation.scoring import type_name
+from mgm_lora.evaluation.predictions import Prediction, type_name
 
 OTHER = "(other)"
 _MAX_ANSWERS = 10

@@ -17,8 +17,7 @@ from PIL import Image
 from mgm_lora.decoding import to_rgb
 from mgm_lora.errors import PictureError
 from mgm_lora.evaluation.formatting import arm_label
-from mgm_lora.evaluation.predictions import Prediction
-from mgm_lora.evaluation.scoring import type_name
+from mgm_lora.evaluation.predictions import Prediction, type_name
 from mgm_lora.evaluation.sources import BASELINE
 from mgm_lora.settings import REFERENCE, SUBJECT
 

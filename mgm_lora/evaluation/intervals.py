@@ -16,8 +16,9 @@ difference or ratio is never shorter than that on either side.
 Where an arm was trained with several seeds, the interval speaks of other seeds too: a hierarchical bootstrap draws seeds and, apart from them,
 pictures; every seed answered the same pictures, so the two are crossed. Of K seeds K - 1 are drawn, with replacement: the mean of so many draws
 varies as the mean of K seeds does, while K draws would vary less by a factor of (K - 1)/K (Rao and Wu 1988), a third less with three seeds. Arms
-are paired by seed, since one seed gives all of them the same order of samples. That interval is the percentile one. With one seed nothing is said
-of others.
+are paired by seed, since one seed gives all of them the same order of samples. That interval is the percentile one. It is as good as its seeds are
+many: in a simulation of 200 pictures it covered 96 % (three seeds that lie 3 points apart) where it says 95, and 89 % (12 points apart). With one
+seed nothing is said of others: there the interval covered 83 and 38 %.
 
 Whether two arms differ at all is tested by exchanging their answers, picture by picture, with the seeds taken as they are (scipy's paired
 permutation test).
@@ -38,9 +39,11 @@ from scipy.stats import bootstrap, permutation_test
 from mgm_lora.settings import EvaluationSettings
 
 # K seeds, S samples, C clusters (of samples that share pictures), B resamples
-Answers = Sequence[bool] | Sequence[Sequence[bool]] | NDArray[np.bool_]
-"""Right or wrong, [S] of one training or [K][S] of several."""
 Floats = NDArray[np.float64]
+Answers = Sequence[float] | Sequence[Sequence[float]] | Floats
+"""What answers are worth, 0 to 1, [S] of one training or [K][S] of several."""
+Losses = Sequence[float] | Sequence[Sequence[float]] | Floats
+"""Sums of cross-entropies, likewise."""
 Indices = NDArray[np.int64]
 
 MIN_PICTURES_RIGHT = 20
@@ -108,6 +111,27 @@ def estimate_ratio(
     return _estimate(first, second, clusters_S, evaluation, limits=(0.0, np.inf), is_paired=True)
 
 
+def estimate_loss(
+    loss_KS: Losses, *, num_tokens_S: Sequence[int], clusters_S: Indices, evaluation: EvaluationSettings
+) -> Estimate:
+    """The mean loss of a token, in nats."""
+    loss = _by_seed(loss_KS)
+    return _estimate(loss, _tokens(num_tokens_S, like=loss), clusters_S, evaluation)
+
+
+def estimate_loss_difference(
+    first_KS: Losses,
+    second_KS: Losses,
+    *,
+    num_tokens_S: Sequence[int],
+    clusters_S: Indices,
+    evaluation: EvaluationSettings,
+) -> Estimate:
+    """The mean loss of a token in `first` minus that in `second`, paired as `estimate_difference` is."""
+    difference = _by_seed(first_KS) - _by_seed(second_KS)
+    return _estimate(difference, _tokens(num_tokens_S, like=difference), clusters_S, evaluation)
+
+
 def p_value_of_difference(
     first_KS: Answers, second_KS: Answers, *, clusters_S: Indices, evaluation: EvaluationSettings
 ) -> float:
@@ -129,8 +153,12 @@ def p_value_of_difference(
     return round(float(test.pvalue), _DIGITS)
 
 
-def _by_seed(correct: Answers) -> Floats:
-    return np.atleast_2d(np.asarray(correct, dtype=np.float64))
+def _by_seed(values: Answers | Losses) -> Floats:
+    return np.atleast_2d(np.asarray(values, dtype=np.float64))
+
+
+def _tokens(num_tokens_S: Sequence[int], *, like: Floats) -> Floats:
+    return np.broadcast_to(np.asarray(num_tokens_S, dtype=np.float64), like.shape)
 
 
 def _estimate(
@@ -139,9 +167,10 @@ def _estimate(
     clusters_S: Indices,
     evaluation: EvaluationSettings,
     *,
-    limits: tuple[float, float],
-    is_paired: bool,
+    limits: tuple[float, float] | None = None,
+    is_paired: bool = False,
 ) -> Estimate:
+    """Sum over sum; without limits it is a loss, of which nothing bounds what was not seen."""
     numerator_KC = _sum_clusters(numerator_KS, clusters_S)
     denominator_KC = _sum_clusters(denominator_KS, clusters_S)
     num_seeds, num_clusters = numerator_KC.shape
@@ -152,14 +181,17 @@ def _estimate(
         intervals.append(_bootstrap(numerator_KC[0], denominator_KC[0], evaluation))
     elif has_spread:
         intervals.append(_bootstrap_with_seeds(numerator_KC, denominator_KC, evaluation))
-    if is_paired or not has_spread:
+    if limits is None:
+        intervals = intervals or [(value, value)]
+    elif is_paired or not has_spread:
         intervals.append(_exact(value, num_clusters, float(denominator_KS.mean()), evaluation.confidence))
-    low = float(np.clip(min(low for low, _ in intervals), *limits))
-    high = float(np.clip(max(high for _, high in intervals), *limits))
+    low, high = np.clip(
+        [min(low for low, _ in intervals), max(high for _, high in intervals)], *(limits or (None, None))
+    )
     return Estimate(
         value=round(value, _DIGITS),
-        low=round(low, _DIGITS),
-        high=round(high, _DIGITS),
+        low=round(float(low), _DIGITS),
+        high=round(float(high), _DIGITS),
         num_samples=numerator_KS.shape[1],
         num_pictures=num_clusters,
         num_seeds=num_seeds,

@@ -19,6 +19,7 @@ from mgm_lora.evaluation.matching import is_match
 SetName = Literal["heldout", "known"]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
 _PICTURE_TOKEN = "<image>"
+_UNTYPED = "untyped"
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -27,7 +28,9 @@ _SCHEMA = pa.schema(
         ("question", pa.string()),
         ("answer", pa.string()),
         ("prediction", pa.string()),
-        ("correct", pa.bool_()),
+        ("score", pa.float64()),
+        ("loss", pa.float64()),
+        ("num_loss_tokens", pa.int64()),
         ("pictures", pa.list_(pa.string())),
     ]
 )
@@ -44,20 +47,32 @@ class Prediction:
     answer: str
     """The truth."""
     prediction: str
-    correct: bool
+    score: float
+    """What the answer is worth, 0 to 1."""
+    loss: float
+    """Sum of the cross-entropies of the true answers' tokens, in nats: how surprised the model is by the truth."""
+    num_loss_tokens: int
+    """Those tokens; 0 where the loss was not taken."""
     pictures: tuple[str, ...]
     """Relative to the pictures' folder."""
 
+    @property
+    def correct(self) -> bool:
+        """Whether it counts as right where only right and wrong are told apart: worth at least a half."""
+        return self.score >= 0.5
 
-def make_predictions(samples: Sequence[Sample], *, answers: Sequence[str], set_name: SetName) -> list[Prediction]:
-    """Joins samples with an arm's answers, given in the same order.
+
+def make_predictions(
+    samples: Sequence[Sample], *, answers: Sequence[str], losses: Sequence[tuple[float, int]], set_name: SetName
+) -> list[Prediction]:
+    """Joins samples with an arm's answers and its text loss on the true ones (sum, tokens), given in the same order.
 
     Raises:
-        DataError: there are more or fewer answers than samples.
+        DataError: there are more or fewer answers or losses than samples.
     """
-    if len(samples) != len(answers):
+    if not len(samples) == len(answers) == len(losses):
         raise DataError(
-            f"'{set_name}' has {len(samples)} samples, but {len(answers)} answers were given: give one each"
+            f"'{set_name}' has {len(samples)} samples, but {len(answers)} answers and {len(losses)} losses were given: give one each"
         )
     return [
         Prediction(
@@ -67,10 +82,12 @@ def make_predictions(samples: Sequence[Sample], *, answers: Sequence[str], set_n
             question=question_text(sample),
             answer=sample.answer,
             prediction=answer,
-            correct=is_match(answer, truth=sample.answer),
+            score=float(is_match(answer, truth=sample.answer)),
+            loss=loss,
+            num_loss_tokens=num_loss_tokens,
             pictures=tuple(sample.pictures),
         )
-        for sample, answer in zip(samples, answers, strict=True)
+        for sample, answer, (loss, num_loss_tokens) in zip(samples, answers, losses, strict=True)
     ]
 
 
@@ -80,6 +97,11 @@ def question_text(sample: Sample) -> str:
     if len(turns) == 1:
         return turns[0][1]
     return "\n".join(f"{role}: {text}" for role, text in turns)
+
+
+def type_name(prediction: Prediction) -> str:
+    """A prediction's question type; `untyped` where the data names none."""
+    return prediction.question_type or _UNTYPED
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -16,9 +16,9 @@ from mgm_lora.evaluation.comparison import Comparison
 from mgm_lora.evaluation.confusion import Confusion, confusable_types, confuse
 from mgm_lora.evaluation.gallery import Gallery, make_gallery
 from mgm_lora.evaluation.intervals import MAX_BCA_PICTURES, Estimate
-from mgm_lora.evaluation.predictions import Prediction, of_set
+from mgm_lora.evaluation.predictions import Prediction, of_set, type_name
 from mgm_lora.evaluation.provenance import gather_provenance
-from mgm_lora.evaluation.scoring import scored, type_name
+from mgm_lora.evaluation.scoring import scored
 from mgm_lora.evaluation.sources import BASELINE
 from mgm_lora.settings import REFERENCE, SUBJECT
 

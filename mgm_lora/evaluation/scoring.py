@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mgm_lora.artifacts import Manifest, new_artifact, new_file, read_manifest, write_json, write_manifest
 from mgm_lora.data.table import Sample, read_samples
 from mgm_lora.errors import ArtifactError, DataError
-from mgm_lora.evaluation.intervals import Estimate, estimate_share, picture_clusters
+from mgm_lora.evaluation.answers import Answers
+from mgm_lora.evaluation.intervals import Estimate
 from mgm_lora.evaluation.predictions import (
     SET_NAMES,
     Prediction,
@@ -22,6 +23,7 @@ from mgm_lora.evaluation.predictions import (
     check_same_samples,
     of_set,
     read_predictions,
+    type_name,
     write_predictions,
 )
 from mgm_lora.settings import EvaluationSettings
@@ -29,7 +31,6 @@ from mgm_lora.settings import EvaluationSettings
 KIND = "Scores"
 PREDICTIONS_NAME = "predictions.parquet"
 SCORES_NAME = "scores.json"
-_UNTYPED = "untyped"
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class Scores(BaseModel):
     forgetting_score: Estimate | None
     """On `known`; none where the data names no known set."""
     forgetting_by_type: dict[str, Estimate]
+    loss: Estimate | None
+    """Mean loss of a token of the true answers, in nats, where the score was taken; none where it was not taken."""
+    known_loss: Estimate | None
+    """Likewise on `known`."""
     score_types: tuple[str, ...]
     confidence: float
 
@@ -65,12 +70,15 @@ def score_predictions(predictions: Sequence[Prediction], *, arm: str, evaluation
         DataError: there is nothing to score, or no sample of a type that `evaluation.score_types` names.
     """
     known = of_set(predictions, "known")
+    in_score = Answers([scored(predictions, evaluation=evaluation)])
     return Scores(
         arm=arm,
-        score=_estimate(scored(predictions, evaluation=evaluation), evaluation),
+        score=in_score.share(evaluation),
         by_type=_by_type(of_set(predictions, "heldout"), evaluation),
-        forgetting_score=_estimate(known, evaluation) if known else None,
+        forgetting_score=Answers([known]).share(evaluation) if known else None,
         forgetting_by_type=_by_type(known, evaluation),
+        loss=in_score.loss(evaluation),
+        known_loss=Answers([known]).loss(evaluation) if known else None,
         score_types=evaluation.score_types,
         confidence=evaluation.confidence,
     )
@@ -89,11 +97,6 @@ def scored(predictions: Sequence[Prediction], *, evaluation: EvaluationSettings)
     if not heldout:
         raise DataError("there is no held-out prediction to score: is the held-out file empty?")
     return [item for item in heldout if not evaluation.score_types or type_name(item) in evaluation.score_types]
-
-
-def type_name(prediction: Prediction) -> str:
-    """A prediction's question type; `untyped` where the data names none."""
-    return prediction.question_type or _UNTYPED
 
 
 def write_scores(
@@ -148,23 +151,20 @@ def read_scores(folder: Path) -> tuple[Scores, list[Prediction], Manifest]:
     return scores, read_predictions(folder / PREDICTIONS_NAME), manifest
 
 
-def _estimate(predictions: Sequence[Prediction], evaluation: EvaluationSettings) -> Estimate:
-    return estimate_share(
-        [item.correct for item in predictions],
-        clusters_S=picture_clusters([item.pictures for item in predictions]),
-        evaluation=evaluation,
-    )
-
-
 def _by_type(predictions: Sequence[Prediction], evaluation: EvaluationSettings) -> dict[str, Estimate]:
-    types = sorted({type_name(item) for item in predictions})
-    return {name: _estimate([item for item in predictions if type_name(item) == name], evaluation) for name in types}
+    answers = Answers([predictions])
+    return {name: answers.of_type(name).share(evaluation) for name in answers.types()}
 
 
 def _metrics(scores: Scores) -> dict[str, float]:
-    known = {"known": scores.forgetting_score} if scores.forgetting_score else {}
     by_type = {f"score_{name}": estimate.value for name, estimate in scores.by_type.items()}
-    estimates = {"score": scores.score, **known}
+    found = {
+        "score": scores.score,
+        "known": scores.forgetting_score,
+        "loss": scores.loss,
+        "known_loss": scores.known_loss,
+    }
+    estimates = {name: estimate for name, estimate in found.items() if estimate is not None}
     return {f"{name}{part}": value for name, item in estimates.items() for part, value in _parts(item)} | by_type
 
 

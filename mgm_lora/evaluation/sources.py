@@ -80,7 +80,10 @@ class TrainingCost(BaseModel):
     step_memory_gib: float | None = None
     """What such a step held; none where it was not tried."""
     minutes: float
+    seconds_per_step: float | None = None
     samples_per_second: float | None = None
+    energy_wh: float | None = None
+    """What the cards took; none where they don't tell."""
     size_on_disk_mib: float
     device: str = ""
     """What it was trained on, where the training says so."""

@@ -25,6 +25,16 @@ def summed_loss(hidden_PH: Tensor, targets_P: Tensor, *, language_model: nn.Modu
     return sum_in_chunks(of_chunk, hidden_PH, targets_P, chunk=chunk)
 
 
+def losses_by_position(hidden_PH: Tensor, targets_P: Tensor, *, language_model: nn.Module, chunk: int) -> Tensor:
+    """The cross-entropy of each of P positions, [P], in float32; for reading, not for training: no graph is kept."""
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(head_logits(language_model, hidden).float(), targets, reduction="none")
+            for hidden, targets in zip(hidden_PH.split(chunk), targets_P.split(chunk), strict=True)
+        ]
+    return torch.cat(losses) if losses else hidden_PH.new_zeros(0, dtype=torch.float32)
+
+
 def cross_entropy_sum(logits_PV: Tensor, targets_P: Tensor) -> Tensor:
     """The sum of the cross-entropies, reduced precision brought to float32 first."""
     reduced = logits_PV.dtype in (torch.bfloat16, torch.float16)

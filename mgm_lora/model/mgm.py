@@ -23,7 +23,7 @@ from mgm_lora.errors import DataError
 from mgm_lora.model.config import MGMConfig
 from mgm_lora.model.convnext import ConvNextPyramid, join_stages
 from mgm_lora.model.lean import LeanStep
-from mgm_lora.model.loss import head_logits, summed_loss
+from mgm_lora.model.loss import head_logits, losses_by_position, summed_loss
 from mgm_lora.model.mining import mine_patch_info, mining_projector, without_autocast
 from mgm_lora.model.sequence import IGNORE_INDEX, PICTURE_TOKEN, MergedSequence, merge_pictures, used_slots
 from mgm_lora.model.views import Square, join_square, join_whole, squares
@@ -118,6 +118,34 @@ class MGMForConditionalGeneration(PreTrainedModel):
         loss = total / (len(rows) if num_items_in_batch is None else num_items_in_batch)
         wanted = {"all": hidden_BLH, "labelled": hidden_PH}.get(logits_at or "none")
         return MGMOutput(loss=loss, logits=None if wanted is None else head_logits(self.language_model, wanted))
+
+    @torch.no_grad()
+    def label_losses(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        images: Tensor | None = None,
+        images_aux: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """How surprised the model is by each row's labels: the sum of their cross-entropies, [B], and their number, [B].
+
+        Arguments as `forward` takes them; labels beyond the model's longest sequence are not read.
+        """
+        merged = self.merge_inputs(
+            input_ids, attention_mask=attention_mask, images=images, images_aux=images_aux, labels=labels
+        )
+        hidden_BLH = self._text_body(merged)
+        losses_P = losses_by_position(
+            hidden_BLH.flatten(0, 1)[merged.predicting],
+            merged.targets,
+            language_model=self.language_model,
+            chunk=self.lean.loss_chunk,
+        )
+        rows_P = merged.predicting // hidden_BLH.shape[1]
+        num_rows = len(input_ids)
+        sums_B = losses_P.new_zeros(num_rows).index_add_(0, rows_P, losses_P)
+        return sums_B, torch.bincount(rows_P, minlength=num_rows)
 
     @torch.no_grad()
     def generate(

@@ -1,5 +1,7 @@
 """The stages `evaluate`: one model asked the held-out questions and those on what the base knew, and scored."""
 
+from pathlib import Path
+
 from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import Sample
 from mgm_lora.errors import SettingsError
@@ -7,6 +9,7 @@ from mgm_lora.evaluation.predictions import make_predictions
 from mgm_lora.evaluation.scoring import Scores, read_table, write_scores
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.base import find_base
+from mgm_lora.model.text_loss import Conversation, text_losses
 from mgm_lora.settings import DataSettings, Settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.models import load_named
@@ -36,7 +39,14 @@ def run(settings: Settings, *, model_name: str, seed: int | None = None) -> Scor
             max_new_tokens=settings.evaluation.max_new_tokens,
             label=f"{name}, {set_name}",
         )
-        predictions += make_predictions(samples, answers=answers, set_name=set_name)
+        losses = text_losses(
+            model,
+            processor=processor,
+            conversations=[_conversation(sample, settings.data) for sample in samples],
+            batch_size=settings.evaluation.batch_size,
+            label=f"{name}, {set_name}, text loss",
+        )
+        predictions += make_predictions(samples, answers=answers, losses=losses, set_name=set_name)
     return write_scores(
         predictions,
         arm=name,
@@ -56,4 +66,12 @@ def _check_arm(name: str, settings: Settings) -> None:
 
 
 def _question(sample: Sample, data: DataSettings) -> Question:
-    return Question(turns=tuple(sample.question), pictures=tuple(data.pictures / name for name in sample.pictures))
+    return Question(turns=tuple(sample.question), pictures=_pictures(sample, data))
+
+
+def _conversation(sample: Sample, data: DataSettings) -> Conversation:
+    return Conversation(turns=tuple(sample.turns), pictures=_pictures(sample, data))
+
+
+def _pictures(sample: Sample, data: DataSettings) -> tuple[Path, ...]:
+    return tuple(data.pictures / name for name in sample.pictures)

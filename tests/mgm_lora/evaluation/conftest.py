@@ -19,6 +19,8 @@ from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
 NUM_HELDOUT = 60
 NUM_KNOWN = 40
+LOSS_IF_RIGHT, LOSS_IF_WRONG = (0.5, 2), (4.0, 2)
+"""Nats and tokens of a true answer."""
 COLOURS = ("red", "green", "blue", "black")
 SHAPES = ("circle", "square", "triangle")
 MakeRun = Callable[..., ComparisonSources]
@@ -49,7 +51,9 @@ def make_prediction() -> Callable[..., Prediction]:
             "question": "which colour?",
             "answer": "red",
             "prediction": "red",
-            "correct": True,
+            "score": float(fields.pop("correct", True)),
+            "loss": 0.5,
+            "num_loss_tokens": 2,
             "pictures": (f"{id}.png",),
         }
         return Prediction(id=id, **(defaults | fields))
@@ -129,8 +133,10 @@ def write_answers(
         path = sources.samples / f"{set_name}.parquet"
         if path.is_file():
             samples = read_samples(path)
-            answers = [item.answer if _picture_index(item.id) < limit else "wrong" for item in samples]
-            predictions += make_predictions(samples, answers=answers, set_name=set_name)
+            is_right = [_picture_index(item.id) < limit for item in samples]
+            answers = [item.answer if right else "wrong" for item, right in zip(samples, is_right, strict=True)]
+            losses = [LOSS_IF_RIGHT if right else LOSS_IF_WRONG for right in is_right]
+            predictions += make_predictions(samples, answers=answers, losses=losses, set_name=set_name)
     write_scores(
         predictions,
         arm=arm,
@@ -160,6 +166,7 @@ def write_trained(arm: str, kind: str, sources: ComparisonSources, *, share: flo
         "peak_memory_gib": 2.25,
         "planned_memory_gib": 1.75,
         "step_memory_gib": 1.5,
+        "seconds_per_step": 0.1,
         "samples_per_second": 80.0,
         "trainable_parameters": int(1_000_000 * share),
         "trainable_share": share,

@@ -29,9 +29,17 @@ def test_rows_hold_what_the_arms_scored_kept_and_forgot(
         "colour": round(54 / 57, 6),
         "shape": round(54 / 57, 6),
     }
-    assert rows["base"].forgetting is None
+    assert rows["base"].forgetting is rows["base"].loss_rise is None
+    per_token = [row.known_loss.value for row in comparison.rows if row.known_loss]
+    assert per_token == pytest.approx([(0.5 * right + 4.0 * (40 - right)) / 80 for right in (30, 28, 28, 18)])
+    rises = [row.loss_rise.value for row in comparison.rows if row.loss_rise]
+    assert rises == pytest.approx([value - per_token[0] for value in per_token[1:]])
     assert [row.forgetting.value for row in comparison.rows if row.forgetting] == [0.05, 0.05, 0.3]
-    assert (rows["lora"].trainable_share, rows["lora"].minutes, rows["merged"].minutes) == (0.031, 1.5, None)
+    assert (rows["lora"].cost.trainable_share, rows["lora"].cost.minutes, rows["merged"].cost.minutes) == (
+        0.031,
+        1.5,
+        None,
+    )
     # 20 training pictures: black is the first of four equally frequent colours, circle of two shapes
     assert comparison.question_only.value == round((15 + 20) / 120, 6)
 
@@ -77,6 +85,7 @@ def test_metrics_and_plots_are_written_for_dvc(
     assert metrics["arms"]["base"].keys() == {
         *("score", "score_low", "score_high"),
         *("difference", "difference_low", "difference_high", "p_value"),
+        *("loss", "loss_low", "loss_high", "known_loss", "known_loss_low", "known_loss_high"),
     }
     plots = {path.name: json.loads(path.read_text()) for path in (tmp_path / "reports/plots").iterdir()}
     assert [row["arm"] for row in plots["scores.json"]] == ["base", "lora", "merged", "full", "question-only"]

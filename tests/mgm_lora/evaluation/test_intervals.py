@@ -8,6 +8,7 @@ from scipy.stats import binomtest, bootstrap
 
 from mgm_lora.evaluation.intervals import (
     MIN_PICTURES_RIGHT,
+    Estimate,
     Indices,
     estimate_difference,
     estimate_ratio,
@@ -128,3 +129,41 @@ def test_the_seed_fixes_the_interval(evaluation: EvaluationSettings) -> None:
     other = EvaluationSettings(**(evaluation.model_dump() | {"seed": 99}))
     assert first == again
     assert estimate_share(correct, clusters_S=_alone(50), evaluation=other) != first
+
+
+def test_interval_over_seeds_covers_the_truth_of_all_seeds(evaluation: EvaluationSettings) -> None:
+    """Three trainings whose scores lie 3 points apart: one of them alone knows nothing of that."""
+    rng = np.random.default_rng(5)
+    seed_spread, own_spread, num_trials = 0.1, 0.5, 150
+    truth = NormalDist().cdf(0.6 / (1.0 + seed_spread**2 + own_spread**2) ** 0.5)
+    covered = np.zeros(2)
+    for _ in range(num_trials):
+        pictures_S, seeds_K = rng.normal(0.6, 1.0, 200), rng.normal(0.0, seed_spread, (3, 1))
+        right_KS = (pictures_S + seeds_K + rng.normal(0.0, own_spread, (3, 200)) > 0).astype(float)
+        both = (
+            estimate_share(rows, clusters_S=np.arange(200), evaluation=evaluation) for rows in (right_KS, right_KS[0])
+        )
+        covered += [estimate.low <= truth <= estimate.high for estimate in both]
+    assert covered[0] >= 0.92 * num_trials
+    assert covered[1] <= 0.90 * num_trials
+
+
+def test_seeds_that_differ_widen_the_interval_and_are_told(evaluation: EvaluationSettings) -> None:
+    def wide(shares: tuple[float, ...]) -> Estimate:
+        rows = [[index < share * 100 for index in range(100)] for share in shares]
+        return estimate_share(np.array(rows, dtype=float), clusters_S=np.arange(100), evaluation=evaluation)
+
+    alike, apart = wide((0.6, 0.6, 0.6)), wide((0.4, 0.6, 0.8))
+    assert alike.value == apart.value == pytest.approx(0.6)
+    assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
+    assert apart.num_seeds == 3
+
+
+def test_arms_are_paired_by_seed(evaluation: EvaluationSettings) -> None:
+    """A seed that lifts both arms alike says nothing of their difference."""
+    first = np.array([[index < limit for index in range(100)] for limit in (40, 60, 80)], dtype=float)
+    second = np.array([[index < limit for index in range(100)] for limit in (50, 70, 90)], dtype=float)
+    paired = estimate_difference(first, second, clusters_S=np.arange(100), evaluation=evaluation)
+    crossed = estimate_difference(first, second[::-1], clusters_S=np.arange(100), evaluation=evaluation)
+    assert paired.value == crossed.value == pytest.approx(-0.1)
+    assert paired.high - paired.low < 0.6 * (crossed.high - crossed.low)

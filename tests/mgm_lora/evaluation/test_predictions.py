@@ -35,15 +35,17 @@ def test_predictions_come_back_as_they_were_written(tmp_path: Path, make_predict
 
 def test_answers_are_joined_with_samples_and_judged(samples: list[Sample]) -> None:
     answers = [samples[0].answer.upper() + ".", "wrong", samples[2].answer, ""]
-    predictions = make_predictions(samples, answers=answers, set_name="heldout")
+    predictions = make_predictions(samples, answers=answers, losses=[(1.5, 3)] * 4, set_name="heldout")
     assert [item.correct for item in predictions] == [True, False, True, False]
+    assert [item.score for item in predictions] == [1.0, 0.0, 1.0, 0.0]
+    assert (predictions[0].loss, predictions[0].num_loss_tokens) == (1.5, 3)
     assert predictions[0].question == "which colour?"
     assert [item.pictures for item in predictions] == [tuple(sample.pictures) for sample in samples]
 
 
 def test_answers_for_fewer_samples_are_an_error(samples: list[Sample]) -> None:
-    with pytest.raises(DataError, match="4 samples, but 3 answers"):
-        make_predictions(samples, answers=["x"] * 3, set_name="known")
+    with pytest.raises(DataError, match="4 samples, but 3 answers and 4 losses"):
+        make_predictions(samples, answers=["x"] * 3, losses=[(1.0, 1)] * 4, set_name="known")
 
 
 def test_question_of_a_longer_conversation_names_the_roles(samples: list[Sample]) -> None:
@@ -53,7 +55,7 @@ def test_question_of_a_longer_conversation_names_the_roles(samples: list[Sample]
 
 
 def test_predictions_for_other_samples_are_named(samples: list[Sample]) -> None:
-    predictions = make_predictions(samples, answers=["x"] * 4, set_name="heldout")
+    predictions = make_predictions(samples, answers=["x"] * 4, losses=[(1.0, 1)] * 4, set_name="heldout")
     check_same_samples(list(reversed(predictions)), truth={"heldout": samples})
     changed = [
         replace(predictions[0], answer="another"),
