@@ -20,7 +20,7 @@ HEAD = f"""\
 # Exact versions and hashes of one environment that works: Python 3.11, Linux x86_64 ({PLATFORM}).
 # Made by `make lock` from pyproject.toml, extras included; don't edit. torch is pinned in requirements-torch.txt.
 """
-DEPENDS_ON_BUILD = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
+DEPENDS_ON_BUILD = re.compile(r"(torch|triton|nvidia-(?!ml-py).*|cuda-.*)==")
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from mgm_lora.training.deepspeed import deepspeed_config
 from mgm_lora.training.determinism import deterministic
 from mgm_lora.training.first_step import WorstBatch
 from mgm_lora.training.launch import of_first_rank
+from mgm_lora.training.meter import StepMeter
 from mgm_lora.training.packing import PackedDataset
 from mgm_lora.training.peak import peak_memory_gib
 from mgm_lora.training.trainer import run_training
@@ -91,7 +92,12 @@ class TrainingFigures:
     peak_memory_gib: float
     step_memory_gib: float | None
     """What a step on the largest batch held, where it was tried."""
-    samples_per_second: float
+    seconds_per_step: float | None
+    """An optimizer step of the process that ended the training, without evaluations and checkpoints; none where that one made no step."""
+    samples_per_second: float | None
+    """Likewise."""
+    energy_wh: float | None
+    """What the first rank's card took for those steps, in watt-hours; none where no card tells."""
     trainable_parameters: int
     trainable_share: float
     size_on_disk_mib: float
@@ -118,6 +124,7 @@ def train_arm(
     """
     contract = Contract(trainable)
     summary = _summary(trainable, training=training, knobs=knobs, key=origin.key)
+    meter = StepMeter()
     started = time.monotonic()
     with deterministic(training.seed, knobs=knobs) as determinism:
         history = run_training(
@@ -128,7 +135,7 @@ def train_arm(
             train_rows=data.train,
             heldout_rows=data.heldout,
             checkpoints=checkpoints,
-            callbacks=[contract.callback(), *callbacks],
+            callbacks=[contract.callback(), meter, *callbacks],
             order=order,
             worst=worst,
             max_loss_spike=max_loss_spike,
@@ -160,7 +167,9 @@ def train_arm(
             minutes=seconds / 60,
             peak_memory_gib=peak_memory_gib(),
             step_memory_gib=history.first_step.measured_bytes / GIB if history.first_step else None,
-            samples_per_second=history.num_steps * training.global_batch_size / seconds,
+            seconds_per_step=meter.seconds_per_step,
+            samples_per_second=training.global_batch_size / meter.seconds_per_step if meter.seconds_per_step else None,
+            energy_wh=meter.energy_wh,
             trainable_parameters=summary["trainable_parameters"],
             trainable_share=summary["trainable_parameters"] / summary["all_parameters"],
             size_on_disk_mib=size_on_disk(destination) / 2**20,
