@@ -16,6 +16,7 @@ from mgm_lora.data.table import Sample, read_samples
 from mgm_lora.errors import ArtifactError, DataError
 from mgm_lora.evaluation.answers import Answers
 from mgm_lora.evaluation.intervals import Estimate
+from mgm_lora.evaluation.learned import WeightUpdate, write_updates
 from mgm_lora.evaluation.predictions import (
     SET_NAMES,
     Prediction,
@@ -108,9 +109,10 @@ def write_scores(
     parents: Mapping[str, str],
     base: Mapping[str, Any],
     destination: Path,
+    updates: Sequence[WeightUpdate] = (),
     metrics: Path,
 ) -> Scores:
-    """Scores predictions of the `SampleTable` at `samples`, and writes the artifact and the metrics for DVC.
+    """Scores predictions of the `SampleTable` at `samples`, and writes the artifact (with what the model has learned) and the metrics for DVC.
 
     Raises:
         DataError: the predictions are for other samples, or the settings name a question type that isn't there.
@@ -129,6 +131,7 @@ def write_scores(
         ordered = [item for name in SET_NAMES for item in of_set(predictions, name)]
         write_predictions(folder / PREDICTIONS_NAME, ordered)
         write_json(folder / SCORES_NAME, scores.model_dump(mode="json"))
+        write_updates(folder, updates)
         write_manifest(folder, manifest)
     with new_file(metrics) as file:
         write_json(file, _metrics(scores))

@@ -7,7 +7,7 @@ never a row left out.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mgm_lora.artifacts import Manifest, read_manifest, size_on_disk
 from mgm_lora.errors import ArtifactError, DataError
+from mgm_lora.evaluation.learned import WeightUpdate, read_updates
 from mgm_lora.evaluation.predictions import Prediction
 from mgm_lora.evaluation.scoring import Scores, read_scores
 from mgm_lora.settings import REFERENCE, SUBJECT, ComparisonSettings, EvaluationSettings
@@ -89,22 +90,21 @@ class TrainingCost(BaseModel):
     """What it was trained on, where the training says so."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ArmRun:
-    """An arm as one seed made it; of the base and the merged model there is one."""
+    """An arm as one seed made it; of the base and the merged model, which no training of their own made, there is one."""
 
     seed: int | None
-    """None where no training of its own made it."""
+    """None where no training of its own made it, and so below."""
     scores: Scores
     predictions: tuple[Prediction, ...]
     manifests: Mapping[str, Manifest]
     """By the artifact's name."""
-    cost: TrainingCost | None
-    """None where the arm has no training of its own."""
-    history: History | None
-    size_on_disk_mib: float | None
-    trained: Path | None
-    """The folder of what was trained."""
+    cost: TrainingCost | None = None
+    history: History | None = None
+    updates: tuple[WeightUpdate, ...] = ()
+    """What it has learned, map by map."""
+    size_on_disk_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,20 +178,28 @@ def _read_run(arm: str, seed: int | None, sources: ComparisonSources, evaluation
             f"'{sources.scores / name}' those of '{scores.arm}' under {manifest.settings.get('evaluation')}: "
             f"run `dvc repro {stage}`"
         )
-    manifests = {f"scores/{name}": manifest}
+    run = ArmRun(seed=seed, scores=scores, predictions=tuple(predictions), manifests={f"scores/{name}": manifest})
     if arm == BASELINE:
-        size = size_on_disk(sources.base) / _BYTES_PER_MIB if sources.base else None
-        return ArmRun(None, scores, tuple(predictions), manifests, None, None, size, None)
+        return replace(run, size_on_disk_mib=size_on_disk(sources.base) / _BYTES_PER_MIB if sources.base else None)
     if arm == MERGED:
         merged = _read_model(sources.merged, kind="MergedModel", name=name, stage="merge")
-        size = size_on_disk(sources.merged) / _BYTES_PER_MIB
-        return ArmRun(None, scores, tuple(predictions), manifests | {"merged": merged}, None, None, size, None)
+        manifests = {**run.manifests, "merged": merged}
+        return replace(run, manifests=manifests, size_on_disk_mib=size_on_disk(sources.merged) / _BYTES_PER_MIB)
+    return _with_training(run, name, sources)
+
+
+def _with_training(run: ArmRun, name: str, sources: ComparisonSources) -> ArmRun:
     folder = sources.trained / name
     trained = _read_model(folder, kind=_TRAINED_KINDS, name=name, stage=f"train@{name}")
     cost = _read_record(sources.metrics / "train" / f"{name}.json", TrainingCost, name=name)
-    history = _read_record(folder / "history.json", History, name=name)
-    manifests |= {f"trained/{name}": trained}
-    return ArmRun(seed, scores, tuple(predictions), manifests, cost, history, cost.size_on_disk_mib, folder)
+    return replace(
+        run,
+        manifests={**run.manifests, f"trained/{name}": trained},
+        cost=cost,
+        history=_read_record(folder / "history.json", History, name=name),
+        size_on_disk_mib=cost.size_on_disk_mib,
+        updates=read_updates(sources.scores / name),
+    )
 
 
 def _run_name(arm: str, seed: int | None) -> str:

@@ -70,6 +70,14 @@ def resolve_points(
     return resolved
 
 
+def point_of(module_name: str) -> str | None:
+    """The point that a module lies at, by its full path in a model that is not wrapped; none for any other module."""
+    for name, pattern in _PATTERNS.items():
+        if re.fullmatch(pattern.replace("{layers}", r"\d+"), module_name):
+            return name
+    return None
+
+
 def _layers(name: str, *, settings: PointSettings, model: MGMForConditionalGeneration) -> str:
     # CLIP layers behind select_layer left out: their output is not used, an adapter there would be dead weight.
     if settings.layers is None and name != "vision_attention":

@@ -1,12 +1,15 @@
 """The stages `evaluate`: one model asked the held-out questions and those on what the base knew, and scored."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import Sample
 from mgm_lora.errors import SettingsError
+from mgm_lora.evaluation.learned import WeightUpdate
 from mgm_lora.evaluation.predictions import make_predictions
 from mgm_lora.evaluation.scoring import Scores, read_table, write_scores
+from mgm_lora.lora.updates import measure_updates
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.base import find_base
 from mgm_lora.model.text_loss import Conversation, text_losses
@@ -47,6 +50,8 @@ def run(settings: Settings, *, model_name: str, seed: int | None = None) -> Scor
             label=f"{name}, {set_name}, text loss",
         )
         predictions += make_predictions(samples, answers=answers, losses=losses, set_name=set_name)
+    del model  # what follows loads its own
+    updates = [] if model_name in paths.UNTRAINED else measure_updates(paths.model_folder(name), base=base)
     return write_scores(
         predictions,
         arm=name,
@@ -54,6 +59,7 @@ def run(settings: Settings, *, model_name: str, seed: int | None = None) -> Scor
         evaluation=settings.evaluation,
         parents={"samples": digest_folder(paths.SAMPLES), **parents},
         base=base.identity,
+        updates=[WeightUpdate(**asdict(update)) for update in updates],
         destination=paths.SCORES / name,
         metrics=paths.SCORE_METRICS / f"{name}.json",
     )

@@ -16,7 +16,7 @@ def load_named(name: str, *, base: Base) -> tuple[Any, dict[str, str]]:
     """The model `base`, `merged` or that of a training (`lora-17`), and the digest of what it was read from, by noun."""
     if name == "base":
         return base.load(), {}
-    folder = paths.MERGED if name == "merged" else paths.TRAINED / name
+    folder = paths.model_folder(name)
     if is_adapter(folder):
         return load_adapted(folder, base=base), {"adapter": digest_folder(folder)}
     model = load_model(folder, dtype=base.dtype)

@@ -25,6 +25,11 @@ UNTRAINED = ("base", "merged")
 """Models that no training of their own made."""
 
 
+def model_folder(name: str) -> Path:
+    """Where the merged model, or that of a training (`lora-17`), lies."""
+    return MERGED if name == "merged" else TRAINED / name
+
+
 def run_name(arm: str, seed: int) -> str:
     """What one training of an arm is called, as `dvc repro train@...` takes it: `lora-17`."""
     return f"{arm}-{seed}"
