@@ -22,7 +22,7 @@ def test_vqa_is_soft_with_several_people_and_a_match_with_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truths", "worth"),
+    "prediction, truths, worth",
     [
         ("Denver Broncos", ["denver  broncos"], 1.0),  # case and blanks don't count
         ("kitten", ["sitting"], 1 - 3 / 7),  # three edits of seven letters
@@ -39,7 +39,7 @@ def test_anls(prediction: str, truths: list[str], worth: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truth", "right"),
+    "prediction, truth, right",
     [
         ("B", "B", True),
         ("b", "B", True),

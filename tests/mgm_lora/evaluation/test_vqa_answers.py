@@ -6,7 +6,7 @@ from mgm_lora.evaluation.vqa_answers import prepare_answer, soft_accuracy, textv
 
 
 @pytest.mark.parametrize(
-    ("answer", "prepared"),
+    "answer, prepared",
     [
         ("The Cat.", "cat"),  # article, case, final period
         ("a  dog\tand an\nowl", "dog and owl"),
@@ -38,7 +38,7 @@ def test_answers_are_prepared_as_evalai_does(answer: str, prepared: str) -> None
     assert prepare_answer(answer) == prepared
 
 
-@pytest.mark.parametrize(("num_equal", "worth"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+@pytest.mark.parametrize("num_equal, worth", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_soft_accuracy_is_the_mean_over_all_but_one_of_ten_people(num_equal: int, worth: float) -> None:
     truths = ["red"] * num_equal + [f"other {number}" for number in range(10 - num_equal)]
     assert soft_accuracy("red", truths=truths) == pytest.approx(worth)
