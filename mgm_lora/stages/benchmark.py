@@ -194,7 +194,8 @@ def _name_of_journal(reading: Reading, provenance: Provenance) -> str:
         "parents": dict(provenance.parents),
         "base": dict(provenance.base),
         "details": dict(provenance.details),
-        "prompt": reading.questions[0].prompt,  # of our own code, which no file's digest tells
+        # as our own code makes them, of which no file's digest tells
+        "first": [reading.questions[0].prompt, str(reading.questions[0].picture)],
     }
     return hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()[:16]
 
