@@ -3,6 +3,7 @@
 It takes what was measured and measures nothing.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mgm_lora.artifacts import write_json
 from mgm_lora.errors import ArtifactError
 
 UPDATES_NAME = "updates.json"
+_DECADES = 3.0
 _LAYERED = re.compile(r"(?P<head>.*\.layers)\.(?P<layer>\d+)\.(?P<map>.*)")
 
 
@@ -30,6 +32,10 @@ class WeightUpdate(BaseModel):
     relative_norm: float
     """Over that of the base's weight."""
     effective_rank: float
+
+    def heat(self, largest: float) -> float:
+        """0 to 100, by the logarithm of the relative norm, with three decades below the largest of all."""
+        return 100.0 * max(0.0, 1.0 + math.log10(self.relative_norm / largest) / _DECADES)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ class UpdateMap:
     def largest(self) -> float:
         """The largest relative norm."""
         return max(cell.relative_norm for row in self.rows for cell in row.cells if cell)
+
+    @property
+    def largest_rank(self) -> float:
+        """The largest effective rank."""
+        return max(cell.effective_rank for row in self.rows for cell in row.cells if cell)
 
 
 def arrange(updates: Sequence[WeightUpdate]) -> UpdateMap | None:
