@@ -45,11 +45,12 @@ test: install ## the tests
 stress: install ## kill stages at random moments, 20 rounds, written into docs/stress.md (STRESS_ROUNDS=, STRESS_SEED=)
 	@"$(BIN)/pytest" tests/stress.py -s $(OPTIONS)
 
-check: install ## lint, format, types, and which package may import which
+check: install ## lint, format, types, which package may import which, and README's tree
 	@echo "ruff check"; "$(BIN)/ruff" check .
 	@echo "ruff format"; "$(BIN)/ruff" format --check .
 	@echo "mypy"; "$(BIN)/mypy"
 	@echo "lint-imports"; "$(BIN)/lint-imports" --no-logo
+	@echo "README's tree"; "$(BIN)/python" scripts/tree.py --check
 
 format: install ## let ruff write the format, and mend what it can
 	@"$(BIN)/ruff" check --fix-only .
