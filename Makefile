@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test stress check format bench base report mlflow flow up down lock clean
+.PHONY: help install demo compare test stress check format bench base report mlflow flow up down lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -37,6 +37,11 @@ install: $(INSTALLED) ## everything from the lock into .venv (2 to 4 minutes, an
 
 demo: install ## the whole pipeline on the embedded data, then its table and where to look
 	@"$(BIN)/dvc" repro --pull
+	@"$(BIN)/python" -m mgm_lora summary
+
+compare: install ## every variant of LoRA beside the full fine-tune, three seeds each (half an hour; changes params.yaml, and says so)
+	@"$(BIN)/python" -m mgm_lora preset comparison
+	@"$(BIN)/dvc" repro --pull --keep-going || "$(BIN)/python" -m mgm_lora compare --allow-failed
 	@"$(BIN)/python" -m mgm_lora summary
 
 test: install ## the tests
