@@ -76,7 +76,9 @@ def ask_model(settings: Settings, *, request: BenchmarkRequest, model: ModelChoi
         processor = base.processor()
         prepared = prepare_questions(rest, processor=processor)
         ask(
-            load_named(name, base=base)[0] if model.adapter is None else load_adapted(_known(folder), base=base),
+            load_named(name, base=base)[0]
+            if folder is None or model.adapter is None
+            else load_adapted(folder, base=base),
             processor=processor,
             prepared=prepared,
             journal=journal,
@@ -154,11 +156,6 @@ def _adapter_folder(settings: Settings, adapter: str) -> Path:
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise ArtifactError(f"no model at '{folder}': run `dvc repro`, or the stage that makes it")
-    return folder
-
-
-def _known(folder: Path | None) -> Path:
-    assert folder is not None
     return folder
 
 

@@ -5,14 +5,18 @@ Which fields a benchmark's own files have, the benchmark knows.
 """
 
 import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from mgm_lora.data.text_stream import read_text
 from mgm_lora.errors import BenchmarkFileError, OtherQuestionsError
 from mgm_lora.evaluation.benchmarks.door import AnswerFile, Benchmark, BenchmarkQuestion, FoundAnswer, Key, Reading, Row
-from mgm_lora.evaluation.benchmarks.files import describe, first_of, other_file, read_json, read_json_lines
+from mgm_lora.evaluation.benchmarks.files import describe, first_of, other_file, read_json, read_json_lines, read_lines
+
+_RESULT_LINE = "picture, question, truth and answer with tabs between"
 
 logger = logging.getLogger(__name__)
 _ID_FIELDS = ("id", "question_id", "questionId", "index")
@@ -92,6 +96,8 @@ def _first(row: Row, names: Sequence[str]) -> object:
 
 
 def _read_file(path: Path) -> AnswerFile:
+    if not path.exists():
+        raise other_file(path, expected=_EXPECTED, found="nothing there")
     if path.suffix in (".tsv", ".csv"):
         return AnswerFile(path, tuple(_read_table(path)))
     if path.is_dir() or path.suffix == ".txt":
@@ -118,22 +124,18 @@ def _read_json_rows(path: Path) -> list[Row]:
 
 def _read_table(path: Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)  # a table that was made from MMBench's may still hold its pictures
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    text = io.StringIO("".join(read_text(path)), newline="")
+    return list(csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def _read_result_lines(path: Path) -> list[Row]:
     """MME's: a file per subtask, `picture <tab> question <tab> truth <tab> answer` a line."""
     rows: list[Row] = []
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in read_lines(file, expected=_RESULT_LINE):
             fields = line.split("\t")
             if len(fields) != 4:
-                raise other_file(
-                    file,
-                    expected="picture, question, truth and answer with tabs between",
-                    found=f"line {number}: {line!r}",
-                )
+                raise other_file(file, expected=_RESULT_LINE, found=f"line {number}: {line!r}")
             rows.append({"subtask": file.stem, "picture": fields[0], "question": fields[1], "answer": fields[3]})
     return rows
 

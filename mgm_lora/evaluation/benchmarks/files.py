@@ -33,9 +33,7 @@ def read_json(path: Path, *, expected: str) -> Any:
 def read_json_lines(path: Path, *, expected: str) -> list[dict[str, Any]]:
     """The objects of a file with one a line; raises BenchmarkFileError where a line isn't one."""
     rows = []
-    for number, line in enumerate(_text(path, expected=expected).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, expected=expected):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -44,6 +42,12 @@ def read_json_lines(path: Path, *, expected: str) -> list[dict[str, Any]]:
             raise other_file(path, expected=expected, found=f"line {number} that holds {describe(row)}")
         rows.append(row)
     return rows
+
+
+def read_lines(path: Path, *, expected: str) -> list[tuple[int, str]]:
+    """The lines of a file that aren't blank, with their numbers."""
+    lines = enumerate(_text(path, expected=expected).split("\n"), start=1)
+    return [(number, line.rstrip("\r")) for number, line in lines if line.strip()]
 
 
 def parse_entries(entries: Iterable[tuple[str, Any]], kind: type[_Entry], *, path: Path, expected: str) -> list[_Entry]:

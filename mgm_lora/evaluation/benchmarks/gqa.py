@@ -1,4 +1,4 @@
-"""GQA (Hudson and Manning 2019, arXiv 1902.09506): compositional questions, right or wrong by exact match.
+"""GQA, compositional questions (arXiv 1902.09506), right or wrong by exact match.
 
 Reads testdev_balanced_questions.json (or the file of another split). As the official eval.py does, only balanced questions count, and answers are
 told apart as binary and open, by structure and by meaning; as LLaVA's converter does, an answer is lowered and loses its final periods before.

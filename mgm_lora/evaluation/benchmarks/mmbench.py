@@ -1,4 +1,4 @@
-"""MMBench (Liu et al. 2023, arXiv 2307.06281): questions with options, each asked again with its options moved on (circular evaluation).
+"""MMBench, questions with options (arXiv 2307.06281), each asked again with its options moved on (circular evaluation).
 
 Reads the official table (mmbench_dev_20230712.tsv and its like, English or Chinese), which holds the pictures in base64 and the rotations as rows of
 their own: the question `index` turned k times is `index + k * 1,000,000`. A question is right where all its rotations are. The option that an
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
@@ -199,6 +199,6 @@ def _notes_on_rotations(questions: Sequence[BenchmarkQuestion], *, path: Path) -
         raise BenchmarkFileError(
             f"'{path}': expected each question before its rotations (index + k * {ROTATION}); found {len(orphans)} rotations alone ({orphans[0]})"
         )
-    short: list[Any] = [unit for unit, question in unrotated.items() if units[unit] < len(question.options)]
+    short = [unit for unit, question in unrotated.items() if units[unit] < len(question.options)]
     if short:
         yield f"{len(short)} of {len(unrotated)} questions have fewer rotations in the file than options: the circular accuracy is of those"

@@ -1,4 +1,4 @@
-"""MME (Fu et al. 2023, arXiv 2306.13394): fourteen subtasks of perception and cognition, two yes-or-no questions a picture.
+"""MME, fourteen subtasks of perception and cognition (arXiv 2306.13394), two yes-or-no questions a picture.
 
 Reads the released folder MME_Benchmark_release_version. As the official calculation.py does: an answer says what its first four letters hold, `yes`
 before `no`, in lower case; accuracy is over questions, accuracy+ over pictures with both questions right; a subtask's score is their sum times 100,
@@ -23,7 +23,7 @@ from mgm_lora.evaluation.benchmarks.door import (
 )
 from mgm_lora.evaluation.benchmarks.elsewhere import find_by_keys, id_key
 from mgm_lora.evaluation.benchmarks.figures import Figure, mean_of_groups_figure, share_figure
-from mgm_lora.evaluation.benchmarks.files import other_file, single_file
+from mgm_lora.evaluation.benchmarks.files import other_file, read_lines, single_file
 from mgm_lora.settings import EvaluationSettings
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -119,7 +119,7 @@ def _read_subtask(folder: Path) -> Iterator[BenchmarkQuestion]:
 
 
 def _read_questions(file: Path, *, picture: Path, subtask: str) -> Iterator[BenchmarkQuestion]:
-    pairs = [line.strip().split("\t") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    pairs = [line.strip().split("\t") for _, line in read_lines(file, expected=_LINES)]
     if len(pairs) != 2 or any(len(pair) != 2 or pair[1].lower() not in ("yes", "no") for pair in pairs):
         raise other_file(file, expected=_LINES, found=repr(pairs))
     for number, (question, truth) in enumerate(pairs, start=1):

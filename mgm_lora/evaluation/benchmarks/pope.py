@@ -1,8 +1,8 @@
-"""POPE (Li et al. 2023, arXiv 2305.10355): is an object there that isn't? Yes or no, with objects drawn at random, by popularity, or adversarially.
+"""POPE, whether objects are there that aren't (arXiv 2305.10355), yes or no.
 
-Reads coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json (lines of JSON), one or all of them. An answer is read as the
-official evaluate.py does: of its first sentence, `No`, `no` or `not` among the words means no, anything else yes. LLaVA-1.5's published figure is
-the mean of the three F1.
+The objects are drawn at random, by popularity, or adversarially. Reads coco_pope_random.json, coco_pope_popular.json and
+coco_pope_adversarial.json (lines of JSON), one or all of them. An answer is read as the official evaluate.py does: of its first sentence, `No`, `no`
+or `not` among the words means no, anything else yes. LLaVA-1.5's published figure is the mean of the three F1.
 """
 
 import json

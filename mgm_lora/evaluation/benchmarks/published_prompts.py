@@ -19,7 +19,7 @@ from mgm_lora.evaluation.benchmarks.door import (
     asked,
 )
 from mgm_lora.evaluation.benchmarks.elsewhere import check_found
-from mgm_lora.evaluation.benchmarks.files import other_file, read_json, read_json_lines
+from mgm_lora.evaluation.benchmarks.files import describe, other_file, read_json, read_json_lines
 
 _EXPECTED = (
     "LLaVA's questions: lines of {'question_id', 'image', 'text'}, or a list of {'id', 'image', 'conversations'}"
@@ -40,6 +40,8 @@ def read_prompts(path: Path) -> PublishedPrompts:
     """The prompts of a file; raises BenchmarkFileError where it is of another form."""
     if path.suffix == ".json":
         entries = read_json(path, expected=_EXPECTED)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise other_file(path, expected=_EXPECTED, found=describe(entries))
         rows = [_of_conversation(entry, path) for entry in entries if "image" in entry]
     else:
         rows = [_of_line(entry, path) for entry in read_json_lines(path, expected=_EXPECTED)]

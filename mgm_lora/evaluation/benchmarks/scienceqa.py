@@ -1,4 +1,4 @@
-"""ScienceQA-IMG (Lu et al. 2022, arXiv 2209.09513): school questions with options, those that have a picture.
+"""ScienceQA-IMG, school questions with options (arXiv 2209.09513), those that have a picture.
 
 Reads problems.json, of which the field `split` says what is asked (`--split test`); pictures lie as <split>/<id>/image.png does in the official
 archive. The option that an answer names is read as LLaVA's eval_science_qa.py does: a letter alone, `B. ` at the front, or one `The answer is B.`;
@@ -89,6 +89,8 @@ class ScienceQa:
 
     def find(self, file: AnswerFile, *, questions: Sequence[BenchmarkQuestion]) -> list[FoundAnswer]:
         """Also of the official result file, which has the number of the choice, below 0 for none."""
+        if not all(isinstance(row.get("choice", 0), int) for row in file.rows):
+            raise other_file(file.path, expected="`results` that are numbers of choices", found="others")
         rows = [row | {"answer": _letter(row["choice"])} if "choice" in row else row for row in map(dict, file.rows)]
         return find_by_id(AnswerFile(file.path, tuple(rows)), questions=questions)
 
@@ -132,6 +134,5 @@ def _question(name: str, problem: _Problem, folder: Path) -> BenchmarkQuestion:
     )
 
 
-def _letter(choice: object) -> str:
-    number = int(str(choice))
-    return LETTERS[number] if 0 <= number < len(LETTERS) else "none"
+def _letter(choice: int) -> str:
+    return LETTERS[choice] if 0 <= choice < len(LETTERS) else "none"

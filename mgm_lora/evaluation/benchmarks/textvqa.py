@@ -1,4 +1,4 @@
-"""TextVQA (Singh et al. 2019, arXiv 1904.08920): questions on text in pictures, VQA's soft accuracy over ten people.
+"""TextVQA, questions on text in pictures (arXiv 1904.08920), by VQA's soft accuracy over ten people.
 
 Reads TextVQA_0.5.1_val.json, or the test file, which has no answers. MGM's published figure was had with OCR tokens in the prompts: these are in
 LLaVA's llava_textvqa_val_v051_ocr.jsonl, which `--prompts` takes.

@@ -1,4 +1,4 @@
-"""VQAv2 (Goyal et al. 2017, arXiv 1612.00837): open questions on COCO's pictures, VQA's soft accuracy over ten people.
+"""VQAv2, open questions on COCO's pictures (arXiv 1612.00837), by VQA's soft accuracy over ten people.
 
 Reads the official pair v2_OpenEnded_mscoco_val2014_questions.json and v2_mscoco_val2014_annotations.json; the test splits have no annotations and
 give a submission alone. The submission holds answers as LLaVA's converter prepares them, and they are scored as the server does.

@@ -64,3 +64,13 @@ def test_figures_depend_on_no_order(gqa: Any, write_lines: Make) -> None:
     forwards = gqa.figures(gqa.found(write_lines("1.jsonl", rows)))
     backwards = gqa.figures(gqa.found(write_lines("2.jsonl", rows[::-1])))
     assert forwards == backwards
+
+
+def test_tables_are_read(gqa: Any, tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text(
+        "id,answer\n" + "".join(f'{name},"{answer}"\n' for name, answer in ANSWERS.items()), encoding="utf-8"
+    )
+    assert gqa.found(path) == ANSWERS
+    with pytest.raises(BenchmarkFileError, match="found nothing there"):
+        gqa.found(tmp_path / "missing.tsv")

@@ -98,3 +98,12 @@ def test_another_shape_is_told(bench: Make, scienceqa_file: Make, write_json: Ma
         bench(ScienceQa(), scienceqa_file(x={}))
     with pytest.raises(BenchmarkFileError, match="found a list of 0"):
         bench(ScienceQa(), write_json("problems.json", []))
+
+
+def test_other_forms_of_results_and_prompts_are_told(bench: Make, scienceqa_file: Make, write_json: Make) -> None:
+    with pytest.raises(BenchmarkFileError, match="expected `results` that are numbers of choices"):
+        bench(ScienceQa(), scienceqa_file()).found(write_json("results.json", {"results": {"5": "C"}}))
+    with pytest.raises(BenchmarkFileError, match="found an object of 'id'"):
+        read_prompts(write_json("one.json", {"id": "5"}))
+    with pytest.raises(BenchmarkFileError, match="an entry without 'conversations'"):
+        read_prompts(write_json("less.json", [{"id": "5", "image": "5/image.png"}]))
