@@ -20,7 +20,7 @@ from mgm_lora.evaluation.benchmarks.elsewhere import read_answers
 from mgm_lora.evaluation.benchmarks.published_prompts import places_of, read_prompts, with_prompts
 from mgm_lora.evaluation.benchmarks.results import BenchmarkScores, Provenance, limited, write_results
 from mgm_lora.evaluation.benchmarks.table import print_scores
-from mgm_lora.model.base import find_base
+from mgm_lora.model.base import Base, find_base
 from mgm_lora.settings import Settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.models import load_adapted, load_named
@@ -70,22 +70,16 @@ def ask_model(settings: Settings, *, request: BenchmarkRequest, model: ModelChoi
         details={"max_new_tokens": model.max_new_tokens},
     )
     journal = AnswerJournal(ANSWERS / request.name / name / f"{_name_of_journal(reading, provenance)}.jsonl")
-    answered = journal.read()
-    rest = [question for question in reading.questions if question.id not in answered]
-    if rest:
-        processor = base.processor()
-        prepared = prepare_questions(rest, processor=processor)
-        ask(
-            load_named(name, base=base)[0]
-            if folder is None or model.adapter is None
-            else load_adapted(folder, base=base),
-            processor=processor,
-            prepared=prepared,
-            journal=journal,
-            batch_size=settings.evaluation.batch_size if model.batch_size is None else model.batch_size,
-            max_new_tokens=model.max_new_tokens,
-            label=f"{name}, {request.name}",
-        )
+    _ask_rest(
+        settings,
+        reading=reading,
+        journal=journal,
+        base=base,
+        name=name,
+        folder=folder,
+        model=model,
+        label=f"{name}, {request.name}",
+    )
     return _write(settings, journal.read(), request=request, reading=reading, name=name, provenance=provenance)
 
 
@@ -100,7 +94,7 @@ def score_answers(
     answers = read_answers(predictions, benchmark=BENCHMARKS[request.name], reading=reading, places=places)
     digests = {f"predictions/{path.name}": _digest(path) for path in predictions}
     provenance = Provenance(parents={**_digests(request), **digests}, base={}, details={})
-    name = _plain(predictions[0].stem) if name is None else name
+    name = _plain(predictions[0].stem if name is None else name)
     return _write(settings, answers, request=request, reading=reading, name=name, provenance=provenance)
 
 
@@ -125,6 +119,35 @@ def _read(request: BenchmarkRequest, *, needs_pictures: bool) -> Reading:
     if request.prompts is None or not needs_pictures:  # answers that are there already need no prompt
         return reading
     return with_prompts(reading, read_prompts(request.prompts), benchmark=benchmark)
+
+
+def _ask_rest(
+    settings: Settings,
+    *,
+    reading: Reading,
+    journal: AnswerJournal,
+    base: Base,
+    name: str,
+    folder: Path | None,
+    model: ModelChoice,
+    label: str,
+) -> None:
+    """Asks what the journal doesn't have; reads no weight where that is nothing, or can't be asked."""
+    answered = journal.read()
+    rest = [question for question in reading.questions if question.id not in answered]
+    if not rest:
+        return
+    processor = base.processor()
+    prepared = prepare_questions(rest, processor=processor)
+    ask(
+        load_named(name, base=base)[0] if folder is None or model.adapter is None else load_adapted(folder, base=base),
+        processor=processor,
+        prepared=prepared,
+        journal=journal,
+        batch_size=settings.evaluation.batch_size if model.batch_size is None else model.batch_size,
+        max_new_tokens=model.max_new_tokens,
+        label=label,
+    )
 
 
 def _find_model(settings: Settings, model: ModelChoice) -> tuple[str, Path | None]:

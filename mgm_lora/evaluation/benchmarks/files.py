@@ -24,8 +24,9 @@ def read_json(path: Path, *, expected: str) -> Any:
     Raises:
         BenchmarkFileError: it isn't JSON.
     """
+    text = _text(path, expected=expected)
     try:
-        return json.loads(_text(path, expected=expected))
+        return json.loads(text)
     except ValueError as error:
         raise other_file(path, expected=expected, found=f"no JSON ({error})") from error
 

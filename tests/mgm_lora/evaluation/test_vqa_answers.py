@@ -67,6 +67,11 @@ def test_vqav2_leaves_people_who_agree_as_they_are() -> None:
     assert vqav2_accuracy("t shirt", truths=["t-shirt"] * 9 + ["shirt"]) == 1.0
 
 
+def test_one_number_with_a_comma_makes_all_marks_vanish() -> None:
+    assert vqav2_accuracy("t-shirt", truths=["t shirt"] * 10) == 1.0
+    assert vqav2_accuracy("1,000 t-shirt", truths=["1000 tshirt"] * 10) == 1.0  # as published
+
+
 def test_vqav2_leaves_articles_and_numbers_of_people() -> None:
     assert vqav2_accuracy("two", truths=["2"] * 9 + ["3"]) == 1.0
     assert vqav2_accuracy("2", truths=["two"] * 9 + ["3"]) == 0.0  # as published

@@ -49,7 +49,9 @@ def test_forms_that_are_not_known_are_told(gqa: Any, tmp_path: Path, write_lines
         gqa.found(write_lines("answers.jsonl", [{"question_id": "1", "says": "no"}]))
     with pytest.raises(BenchmarkFileError, match="a list of 1 of something else than objects"):
         gqa.found(write_json("answers.json", ["no"]))
-    with pytest.raises(BenchmarkFileError, match="found nothing there"):
+    with pytest.raises(
+        BenchmarkFileError, match=r"missing\.jsonl': expected answers: [^']*'[^']*'[^']*'.*found nothing there\. Is"
+    ):
         gqa.found(tmp_path / "missing.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"id": "1"\n', encoding="utf-8")
     with pytest.raises(BenchmarkFileError, match="line 1 that is no JSON"):
@@ -59,7 +61,12 @@ def test_forms_that_are_not_known_are_told(gqa: Any, tmp_path: Path, write_lines
         gqa.found(tmp_path / "x.txt")
 
 
-def test_figures_depend_on_no_order(gqa: Any, write_lines: Make) -> None:
+def test_figures_depend_on_no_order(gqa: Any, bench: Make, write_lines: Make, write_json: Make) -> None:
+    entry = {"imageId": "1", "question": "?", "answer": "no", "isBalanced": True}
+    entries = {str(number): entry | {"imageId": str(number // 2)} for number in range(300)}
+    answers = {name: "no" if int(name) ** 2 % 11 < 5 else "yes" for name in entries}
+    forwards = bench(Gqa(), write_json("forwards.json", entries)).figures(answers)
+    assert bench(Gqa(), write_json("backwards.json", dict(reversed(entries.items())))).figures(answers) == forwards
     rows = [{"id": name, "answer": answer} for name, answer in ANSWERS.items()]
     forwards = gqa.figures(gqa.found(write_lines("1.jsonl", rows)))
     backwards = gqa.figures(gqa.found(write_lines("2.jsonl", rows[::-1])))

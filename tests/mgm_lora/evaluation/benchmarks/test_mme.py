@@ -26,7 +26,16 @@ def answers(mme: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "answer, read",
-    [("Yes", "yes"), ("No, never", "no"), ("yes and no", "yes"), ("now", "no"), ("It is no", "other"), ("", "other")],
+    [
+        ("Yes", "yes"),
+        ("No, never", "no"),
+        ("yes and no", "yes"),
+        ("now", "no"),
+        ("It is no", "other"),
+        ("an no", "other"),
+        ("a no", "no"),
+        ("", "other"),
+    ],
 )
 def test_the_first_letters_say_it(answer: str, read: str) -> None:
     assert yes_no_or_other(answer) == read
