@@ -18,7 +18,7 @@ from mgm_lora.evaluation.benchmarks.catalogue import BENCHMARKS
 from mgm_lora.evaluation.benchmarks.door import Reading, Sources
 from mgm_lora.evaluation.benchmarks.elsewhere import read_answers
 from mgm_lora.evaluation.benchmarks.published_prompts import places_of, read_prompts, with_prompts
-from mgm_lora.evaluation.benchmarks.results import BenchmarkScores, Provenance, limited, write_results
+from mgm_lora.evaluation.benchmarks.results import BenchmarkScores, Provenance, has_truths, limited, write_results
 from mgm_lora.evaluation.benchmarks.table import print_scores
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.settings import Settings
@@ -116,6 +116,7 @@ def _read(request: BenchmarkRequest, *, needs_pictures: bool) -> Reading:
         unpacked=UNPACKED,
     )
     reading = benchmark.read(sources)
+    has_truths(reading)  # all or none, which is told before a model is asked
     if request.prompts is None or not needs_pictures:  # answers that are there already need no prompt
         return reading
     return with_prompts(reading, read_prompts(request.prompts), benchmark=benchmark)

@@ -44,10 +44,10 @@ def read_answers(
         file = _read_file(path)
         rows = tuple({**places.get(str(row.get("question_id")), {}), **row} for row in file.rows)
         found += benchmark.find(AnswerFile(path, rows), questions=reading.questions)
-    passed_over = [item for item in found if item.question_id is None and item.row in reading.not_asked]
-    if passed_over:
-        logger.info("%s answers are to questions of the file that are not asked, and are passed over", len(passed_over))
-    found = [item for item in found if item not in passed_over]
+    num_found = len(found)
+    found = [item for item in found if item.question_id is not None or item.row not in reading.not_asked]
+    if len(found) < num_found:
+        logger.info("passed over: %s answers to questions of the file that are not asked", num_found - len(found))
     check_found(found, questions=reading.questions, paths=paths)
     return {item.question_id: item.answer for item in found if item.question_id is not None}
 

@@ -70,8 +70,7 @@ class MmBench:
         questions = tuple(
             _question(row, path=path, images=images, unpacked=sources.unpacked, has_answers=has_answers) for row in rows
         )
-        notes = [] if has_answers else ["the file has no answers: the submission is for the server"]
-        return Reading(questions, (*notes, *_notes_on_rotations(questions, path=path)))
+        return Reading(questions, tuple(_notes_on_rotations(questions, path=path)))
 
     def rate(self, question: BenchmarkQuestion, answer: str) -> float:
         return float(named_option(answer, options=question.options) in question.truths)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from mgm_lora.artifacts import Manifest, new_artifact, write_json, write_manifest
+from mgm_lora.errors import BenchmarkFileError
 from mgm_lora.evaluation.benchmarks.door import Benchmark, BenchmarkQuestion, Reading
 from mgm_lora.evaluation.benchmarks.figures import Figure
 from mgm_lora.evaluation.benchmarks.ratings import rate_answers
@@ -16,6 +17,7 @@ from mgm_lora.settings import EvaluationSettings
 
 SCORES_NAME = "scores.json"
 PREDICTIONS_NAME = "predictions.jsonl"
+NO_TRUTHS = "the official files that were given hold no answers: nothing is scored, the submission is for the server"
 
 
 class BenchmarkScores(BaseModel):
@@ -54,6 +56,16 @@ def limited(reading: Reading, limit: int | None) -> Reading:
     return Reading(questions, reading.notes, reading.not_asked)
 
 
+def has_truths(reading: Reading) -> bool:
+    """Whether the official files hold the answers; raises BenchmarkFileError where they hold some."""
+    num_with = sum(bool(question.truths) for question in reading.questions)
+    if num_with not in (0, len(reading.questions)):
+        raise BenchmarkFileError(
+            f"expected true answers to all of the {len(reading.questions)} questions, or to none; found {num_with}. Is the official file whole?"
+        )
+    return num_with > 0
+
+
 def write_results(
     answers: Mapping[str, str],
     *,
@@ -66,8 +78,8 @@ def write_results(
     destination: Path,
 ) -> BenchmarkScores:
     """Scores answers to all questions and writes the folder; a submission only where all were asked."""
-    has_truths = all(question.truths for question in reading.questions)
-    rated = rate_answers(benchmark, questions=reading.questions, answers=answers) if has_truths else []
+    scored = has_truths(reading)
+    rated = rate_answers(benchmark, questions=reading.questions, answers=answers) if scored else []
     scores = BenchmarkScores(
         benchmark=benchmark.name,
         model=model,
@@ -75,7 +87,7 @@ def write_results(
         num_questions=len(reading.questions),
         confidence=evaluation.confidence,
         figures=tuple(benchmark.figures(rated, evaluation=evaluation) if rated else ()),
-        notes=reading.notes,
+        notes=reading.notes if scored else (*reading.notes, NO_TRUTHS),
     )
     worth = {item.question.id: item.score for item in rated}
     with new_artifact(destination) as folder:

@@ -78,19 +78,12 @@ class VqaV2:
         entries = parse_entries(_named(content["questions"]), _Question, path=path, expected=_QUESTIONS)
         check_unique([str(entry.question_id) for entry in entries], path=path, expected=_QUESTIONS)
         subset = str(content.get("data_subtype", ""))
-        if sources.annotations is None:
-            annotated: Mapping[int, _Annotation] = {}
-            notes: tuple[str, ...] = (
-                "without --annotations there is nothing to score: the submission is for the server",
-            )
-        else:
-            annotated, notes = (
-                _read_annotations(sources.annotations, subset=subset, entries=entries, questions=path),
-                (),
-            )
+        annotated: Mapping[int, _Annotation] = {}
+        if sources.annotations is not None:
+            annotated = _read_annotations(sources.annotations, subset=subset, entries=entries, questions=path)
         folder = sources.pictures or Path()
         questions = [_question(entry, annotated.get(entry.question_id), subset, folder) for entry in entries]
-        return Reading(tuple(questions), notes)
+        return Reading(tuple(questions))
 
     def rate(self, question: BenchmarkQuestion, answer: str) -> float:
         return vqav2_accuracy(prepare_answer(answer), truths=question.truths)

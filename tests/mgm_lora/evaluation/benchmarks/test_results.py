@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mgm_lora.artifacts import read_manifest
+from mgm_lora.errors import BenchmarkFileError
+from mgm_lora.evaluation.benchmarks.gqa import Gqa
 from mgm_lora.evaluation.benchmarks.mme import Mme
-from mgm_lora.evaluation.benchmarks.results import BenchmarkScores, Provenance, limited, write_results
+from mgm_lora.evaluation.benchmarks.results import BenchmarkScores, Provenance, has_truths, limited, write_results
 from mgm_lora.evaluation.benchmarks.table import print_scores
 from mgm_lora.evaluation.benchmarks.vqav2 import VqaV2
 
@@ -78,4 +82,14 @@ def test_without_truths_there_is_a_submission_and_no_figure(bench: Make, vqav2_q
     scores = written(test, dict.fromkeys(test.ids(), "yes"), tmp_path / "out")
     assert scores.figures == ()
     assert (tmp_path / "out/submission.json").is_file()
-    assert "without --annotations there is nothing to score" in shown(scores)
+    assert "hold no answers: nothing is scored, the submission is for the server" in shown(scores)
+
+
+def test_some_truths_are_neither_a_score_nor_none(bench: Make, gqa_file: Make) -> None:
+    whole = bench(Gqa(), gqa_file()).reading
+    assert has_truths(whole)
+    entry = {"question": "?", "imageId": "1", "isBalanced": True}
+    with pytest.raises(
+        BenchmarkFileError, match="expected true answers to all of the 4 questions, or to none; found 3"
+    ):
+        has_truths(bench(Gqa(), gqa_file(x=entry)).reading)
