@@ -15,6 +15,7 @@ from mgm_lora.data.text_stream import read_text
 from mgm_lora.errors import BenchmarkFileError, OtherQuestionsError
 from mgm_lora.evaluation.benchmarks.door import AnswerFile, Benchmark, BenchmarkQuestion, FoundAnswer, Key, Reading, Row
 from mgm_lora.evaluation.benchmarks.files import describe, first_of, other_file, read_json, read_json_lines, read_lines
+from mgm_lora.evaluation.benchmarks.workbook import read_workbook
 
 _RESULT_LINE = "picture, question, truth and answer with tabs between"
 
@@ -102,8 +103,8 @@ def _read_file(path: Path) -> AnswerFile:
         return AnswerFile(path, tuple(_read_table(path)))
     if path.is_dir() or path.suffix == ".txt":
         return AnswerFile(path, tuple(_read_result_lines(path)))
-    if path.suffix in (".xlsx", ".xls"):
-        raise other_file(path, expected=_EXPECTED, found="a workbook: save its sheet as .tsv or .csv")
+    if path.suffix == ".xlsx":
+        return AnswerFile(path, tuple(read_workbook(path, expected=_EXPECTED)))
     if path.suffix == ".jsonl":
         return AnswerFile(path, tuple(read_json_lines(path, expected=_EXPECTED)))
     return AnswerFile(path, tuple(_read_json_rows(path)))
