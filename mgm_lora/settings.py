@@ -198,6 +198,8 @@ class EvaluationSettings(Section):
     """Questions answered at once."""
     max_new_tokens: int = Field(ge=1)
     """Longest answer, in tokens."""
+    metric: Literal["exact", "vqa", "anls", "choice"] = "exact"
+    """What an answer is worth: 1 or 0 where it is the truth (exact) or names its option (choice), or in between (VQA's soft accuracy, ANLS)."""
     score_types: tuple[str, ...] = Field(strict=False)
     """Question types in the score; empty: all of them."""
     confidence: float = Field(gt=0.5, lt=1.0)

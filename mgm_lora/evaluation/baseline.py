@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mgm_lora.data.table import Sample
-from mgm_lora.evaluation.matching import is_match, normalise_answer
+from mgm_lora.evaluation.matching import normalise_answer
+from mgm_lora.evaluation.metrics import Metric, exact
 from mgm_lora.evaluation.predictions import Prediction, question_text
 
 
-def guess_from_questions(predictions: Sequence[Prediction], *, train: Sequence[Sample]) -> list[Prediction]:
-    """The same questions, answered by frequency in the training samples instead of by a model."""
+def guess_from_questions(
+    predictions: Sequence[Prediction], *, train: Sequence[Sample], metric: Metric = exact
+) -> list[Prediction]:
+    """The same questions, answered by frequency in the training samples instead of by a model, and worth what `metric` says."""
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()
@@ -27,7 +30,7 @@ def guess_from_questions(predictions: Sequence[Prediction], *, train: Sequence[S
     for item in predictions:
         counter = by_question.get(_key(item.question)) or by_type.get(item.question_type) or overall
         guess = _most_frequent(counter)
-        score = float(is_match(guess, truth=item.answer))
+        score = metric(guess, [item.answer])
         guesses.append(replace(item, prediction=guess, score=score, loss=0.0, num_loss_tokens=0))
     return guesses
 

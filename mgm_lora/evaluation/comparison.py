@@ -13,6 +13,7 @@ from mgm_lora.data.table import read_samples
 from mgm_lora.evaluation.answers import Answers
 from mgm_lora.evaluation.baseline import guess_from_questions
 from mgm_lora.evaluation.intervals import Estimate
+from mgm_lora.evaluation.metrics import METRICS, RIGHT_OR_WRONG
 from mgm_lora.evaluation.pairs import Pair, compare_pairs
 from mgm_lora.evaluation.plots import write_plots
 from mgm_lora.evaluation.predictions import Prediction
@@ -69,6 +70,7 @@ def compare(
         share=rows[SUBJECT].cost.trainable_share or 0.0,
         target=comparison.retention_target,
         confidence=evaluation.confidence,
+        is_right_or_wrong=evaluation.metric in RIGHT_OR_WRONG,
     )
     return Comparison(
         verdict=verdict,
@@ -118,5 +120,7 @@ def comparison_metrics(comparison: Comparison) -> dict[str, object]:
 
 def _question_only(samples: Path, predictions: Sequence[Prediction], evaluation: EvaluationSettings) -> Estimate:
     questions = scored(predictions, evaluation=evaluation)
-    guesses = guess_from_questions(questions, train=read_samples(samples / "train.parquet"))
+    guesses = guess_from_questions(
+        questions, train=read_samples(samples / "train.parquet"), metric=METRICS[evaluation.metric]
+    )
     return Answers([guesses]).share(evaluation)

@@ -40,6 +40,17 @@ def choice(prediction: str, truths: Sequence[str]) -> float:
 
 
 METRICS: Mapping[str, Metric] = {"exact": exact, "vqa": vqa, "anls": anls, "choice": choice}
+RIGHT_OR_WRONG = ("exact", "choice")
+"""Those that know nothing in between."""
+METRICS_TOLD: Mapping[str, str] = {
+    "exact": "An answer is right when it equals the truth after both are lower-cased, their white space is tidied, and final punctuation is"
+    " taken off.",
+    "vqa": "An answer is worth VQA’s soft accuracy, answers prepared as TextVQA’s are (arXiv 1505.00468, 1904.08920).",
+    "anls": "An answer is worth its similarity to the truth (ANLS, arXiv 1907.00490): 1 − edits / letters of the longer, or nothing where that"
+    " is 0.5 or less.",
+    "choice": "An answer is right when it names the true option, by its letter or its text.",
+}
+"""As sentences, for people."""
 
 
 def _similarity(first: str, second: str) -> float:

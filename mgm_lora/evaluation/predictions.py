@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mgm_lora.data.table import Sample
 from mgm_lora.errors import ArtifactError, DataError
-from mgm_lora.evaluation.matching import is_match
+from mgm_lora.evaluation.metrics import Metric, exact
 
 SetName = Literal["heldout", "known"]
 SET_NAMES: tuple[SetName, ...] = get_args(SetName)
@@ -63,9 +63,17 @@ class Prediction:
 
 
 def make_predictions(
-    samples: Sequence[Sample], *, answers: Sequence[str], losses: Sequence[tuple[float, int]], set_name: SetName
+    samples: Sequence[Sample],
+    *,
+    answers: Sequence[str],
+    losses: Sequence[tuple[float, int]],
+    set_name: SetName,
+    metric: Metric = exact,
 ) -> list[Prediction]:
     """Joins samples with an arm's answers and its text loss on the true ones (sum, tokens), given in the same order.
+
+    Args:
+        metric: what an answer is worth.
 
     Raises:
         DataError: there are more or fewer answers or losses than samples.
@@ -82,7 +90,7 @@ def make_predictions(
             question=question_text(sample),
             answer=sample.answer,
             prediction=answer,
-            score=float(is_match(answer, truth=sample.answer)),
+            score=metric(answer, [sample.answer]),
             loss=loss,
             num_loss_tokens=num_loss_tokens,
             pictures=tuple(sample.pictures),

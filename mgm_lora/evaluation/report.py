@@ -18,6 +18,7 @@ from mgm_lora.evaluation.descriptions import describe_arm, settings_difference
 from mgm_lora.evaluation.gallery import Gallery, make_gallery
 from mgm_lora.evaluation.intervals import MAX_BCA_PICTURES
 from mgm_lora.evaluation.learned import UpdateMap, arrange
+from mgm_lora.evaluation.metrics import METRICS_TOLD
 from mgm_lora.evaluation.palette import colours
 from mgm_lora.evaluation.predictions import Prediction, of_set, type_name
 from mgm_lora.evaluation.provenance import gather_provenance
@@ -82,6 +83,7 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
         "provenance": gather_provenance(comparison),
         "compared": [name for name in comparison.arms if name != MERGED],
         "pairs": {(pair.first, pair.second): pair for pair in comparison.pairs},
+        "metric_told": METRICS_TOLD[comparison.evaluation.metric],
         "subject": SUBJECT,
         "reference": REFERENCE,
         "baseline": BASELINE,

@@ -32,7 +32,14 @@ class Verdict:
 
 
 def judge(
-    retention: Estimate | None, *, score: Estimate, reference: Estimate, share: float, target: float, confidence: float
+    retention: Estimate | None,
+    *,
+    score: Estimate,
+    reference: Estimate,
+    share: float,
+    target: float,
+    confidence: float,
+    is_right_or_wrong: bool = True,
 ) -> Verdict:
     """The verdict on LoRA.
 
@@ -43,12 +50,15 @@ def judge(
         share: of the parameters, trained by LoRA.
         target: smallest retention that is claimed.
         confidence: of the intervals.
+        is_right_or_wrong: whether an answer can't be half right.
     """
     outcome = _outcome(retention, target)
     claim = f"retention ≥ {_short(target)}: {outcome} at {_short(confidence)} confidence"
+    mine, theirs = percent_interval(score), percent_interval(reference)
     reached = (
-        f"LoRA answers {percent_interval(score)} of the held-out questions right, "
-        f"the full fine-tune {percent_interval(reference)}"
+        f"LoRA answers {mine} of the held-out questions right, the full fine-tune {theirs}"
+        if is_right_or_wrong
+        else f"LoRA scores {mine} on the held-out questions, the full fine-tune {theirs}"
     )
     if retention is None:
         reason = f"the full fine-tune is right on fewer than {MIN_PICTURES_RIGHT} pictures, too few for a ratio"

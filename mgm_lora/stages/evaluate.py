@@ -7,6 +7,7 @@ from mgm_lora.artifacts import digest_folder
 from mgm_lora.data.table import Sample
 from mgm_lora.errors import SettingsError
 from mgm_lora.evaluation.learned import WeightUpdate
+from mgm_lora.evaluation.metrics import METRICS
 from mgm_lora.evaluation.predictions import make_predictions
 from mgm_lora.evaluation.scoring import Scores, read_table, write_scores
 from mgm_lora.lora.updates import measure_updates
@@ -49,7 +50,9 @@ def run(settings: Settings, *, model_name: str, seed: int | None = None) -> Scor
             batch_size=settings.evaluation.batch_size,
             label=f"{name}, {set_name}, text loss",
         )
-        predictions += make_predictions(samples, answers=answers, losses=losses, set_name=set_name)
+        predictions += make_predictions(
+            samples, answers=answers, losses=losses, set_name=set_name, metric=METRICS[settings.evaluation.metric]
+        )
     del model  # what follows loads its own
     updates = [] if model_name in paths.UNTRAINED else measure_updates(paths.model_folder(name), base=base)
     return write_scores(

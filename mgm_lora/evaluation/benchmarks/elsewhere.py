@@ -21,7 +21,7 @@ _RESULT_LINE = "picture, question, truth and answer with tabs between"
 
 logger = logging.getLogger(__name__)
 _ID_FIELDS = ("id", "question_id", "questionId", "index")
-_ANSWER_FIELDS = ("answer", "text", "prediction")
+_ANSWER_FIELDS = ("prediction", "answer", "text")  # a table with predictions may hold the truth as `answer`
 _EXPECTED = (
     "answers: lines of JSON ({'question_id', 'text'}, as LLaVA writes them; {'id', 'answer'}, as our predictions.jsonl), the benchmark's own"
     " submission file, or a table with a header (.tsv, .csv)"

@@ -104,6 +104,7 @@ def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
         num_right: Mapping[str, tuple[int, int]] | None = None,
         with_known: bool = True,
         more_arms: Sequence[str] = (),
+        scored_by: EvaluationSettings = evaluation,
     ) -> ComparisonSources:
         sources = ComparisonSources(
             samples=tmp_path / "artifacts/samples",
@@ -114,11 +115,11 @@ def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
         )
         _write_samples(sources.samples, with_known=with_known)
         for arm, name in NAMES.items():
-            write_answers(name, sources, evaluation, (NUM_RIGHT | dict(num_right or {}))[arm])
+            write_answers(name, sources, scored_by, (NUM_RIGHT | dict(num_right or {}))[arm])
         write_trained("lora-17", "TrainedAdapter", sources, share=0.031)
         write_trained("full-17", "TrainedModel", sources, share=0.9)
         for number, arm in enumerate(more_arms):
-            write_answers(f"{arm}-17", sources, evaluation, (40 + number, 25))
+            write_answers(f"{arm}-17", sources, scored_by, (40 + number, 25))
             write_trained(f"{arm}-17", "TrainedAdapter", sources, share=0.01 * (1 + number))
         sources.merged.mkdir()
         (sources.merged / "model.safetensors").write_bytes(bytes(2 * 2**20))

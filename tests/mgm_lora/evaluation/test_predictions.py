@@ -10,6 +10,7 @@ import pytest
 
 from mgm_lora.data.table import Sample, read_samples
 from mgm_lora.errors import ArtifactError, DataError
+from mgm_lora.evaluation.metrics import METRICS
 from mgm_lora.evaluation.predictions import (
     Prediction,
     check_same_samples,
@@ -41,6 +42,16 @@ def test_answers_are_joined_with_samples_and_judged(samples: list[Sample]) -> No
     assert (predictions[0].loss, predictions[0].num_loss_tokens) == (1.5, 3)
     assert predictions[0].question == "which colour?"
     assert [item.pictures for item in predictions] == [tuple(sample.pictures) for sample in samples]
+
+
+def test_answers_are_worth_what_the_metric_says(samples: list[Sample]) -> None:
+    nearly = [samples[0].answer + "s", *(sample.answer for sample in samples[1:])]
+    losses = [(1.0, 1)] * 4
+    found = make_predictions(samples, answers=nearly, losses=losses, set_name="heldout", metric=METRICS["anls"])
+    longer = len(nearly[0])
+    assert found[0].score == pytest.approx(1 - 1 / longer)
+    assert found[0].correct
+    assert make_predictions(samples, answers=nearly, losses=losses, set_name="heldout")[0].score == 0.0
 
 
 def test_answers_for_fewer_samples_are_an_error(samples: list[Sample]) -> None:

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator
 
 from mgm_lora.evaluation.comparison import compare
 from mgm_lora.evaluation.formatting import unbroken
+from mgm_lora.evaluation.metrics import METRICS_TOLD
 from mgm_lora.evaluation.predictions import read_predictions, write_predictions
 from mgm_lora.evaluation.report import write_report
 from mgm_lora.evaluation.sources import ComparisonSources
@@ -194,6 +195,20 @@ def test_failed_arms_are_told_on_top_and_in_the_table(
         assert "dora" in text
         assert "has no scores to compare" in text
         assert "ailed" in text
+
+
+def test_page_says_what_an_answer_is_worth(
+    make_run: MakeRun,
+    evaluation: EvaluationSettings,
+    comparison_settings: ComparisonSettings,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    by_anls = evaluation.model_copy(update={"metric": "anls"})
+    comparison = compare(make_run(scored_by=by_anls), evaluation=by_anls, comparison=comparison_settings)
+    assert comparison.verdict.sentence.startswith("LoRA scores 90.0 % [")
+    write_report(comparison, pictures=pictures, destination=tmp_path / "report.html")
+    assert METRICS_TOLD["anls"] in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_markdown_holds_the_same_figures(make_run: MakeRun, report: WriteReport) -> None:

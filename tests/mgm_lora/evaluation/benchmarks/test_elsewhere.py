@@ -45,7 +45,7 @@ def test_answers_may_lie_in_several_files(gqa: Any, write_lines: Make) -> None:
 
 
 def test_forms_that_are_not_known_are_told(gqa: Any, tmp_path: Path, write_lines: Make, write_json: Make) -> None:
-    with pytest.raises(BenchmarkFileError, match="row 1 without 'answer or text or prediction'"):
+    with pytest.raises(BenchmarkFileError, match="row 1 without 'prediction or answer or text'"):
         gqa.found(write_lines("answers.jsonl", [{"question_id": "1", "says": "no"}]))
     with pytest.raises(BenchmarkFileError, match="a list of 1 of something else than objects"):
         gqa.found(write_json("answers.json", ["no"]))
