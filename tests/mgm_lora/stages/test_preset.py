@@ -118,9 +118,7 @@ def test_demo_is_the_projects_own_file_and_brings_it_back_letter_by_letter(param
 def test_users_own_places_and_comments_stay(name: str, params: Path) -> None:
     text = params.read_text(encoding="utf-8")
     mine = text.replace("data/pictures", "data/photos # mine").replace("model_name: mgm-lora-demo", "model_name: cats")
-    mine = mine.replace("score_types: [] # all", "score_types: [breed]").replace(
-        "known: data/", "known: data/my/"
-    )
+    mine = mine.replace("score_types: [] # all", "score_types: [breed]").replace("known: data/", "known: data/my/")
     params.write_text(mine, encoding="utf-8")
     before = read_settings(params)
     assert preset(name) == 0
