@@ -146,7 +146,7 @@ def _check_full_points(model: nn.Module, points: Sequence[ResolvedPoint]) -> Non
     packed = [point.name for point in points if point.settings.mode == "full" and is_packed(point)]
     if packed:
         raise SettingsError(
-            f"{', '.join(f'lora.{name}.mode' for name in packed)} is full, but 4-bit weights can't be trained in full:"
+            f"{', '.join(f'{name}.mode' for name in packed)} is full, but 4-bit weights can't be trained in full:"
             " set the mode to lora, or step.quantization to none"
         )
 

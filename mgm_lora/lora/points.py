@@ -97,7 +97,7 @@ def _check_layers(points: Mapping[str, PointSettings], *, model: MGMForCondition
         if settings.layers is not None and settings.layers[1] >= _num_layers(name, model=model):
             unused = ", since the layers behind are not used" if name == "vision_attention" else ""
             problems.append(
-                f"lora.{name}.layers is {list(settings.layers)}, but the last layer is {_num_layers(name, model=model) - 1}{unused}"
+                f"{name}.layers is {list(settings.layers)}, but the last layer is {_num_layers(name, model=model) - 1}{unused}"
             )
     if problems:
         raise SettingsError("; ".join(problems) + ". Layers are counted from 0, and first and last are both adapted")
@@ -108,7 +108,7 @@ def _explain_nothing(name: str, *, pattern: str, linears: list[str], model: MGMF
     if name == "language_mlp" and experts:
         return (
             f"point 'language_mlp' matched no module: in a {model.config.text_config.model_type} the experts' weights of a layer are one"
-            f" parameter (language_model.{experts[0]}), which can be neither adapted nor trained as a point: set lora.language_mlp.mode to"
+            f" parameter (language_model.{experts[0]}), which can be neither adapted nor trained as a point: set language_mlp.mode to"
             " off; language_attention, vision_attention, projector and mining work"
         )
     return (
@@ -128,7 +128,7 @@ def _check_ranks(points: list[ResolvedPoint], *, linears: Mapping[str, nn.Linear
         smallest = min(point.module_names, key=lambda name: min(linears[name].in_features, linears[name].out_features))
         limit = min(linears[smallest].in_features, linears[smallest].out_features)
         if point.settings.mode == "lora" and point.settings.rank > limit:
-            problems.append(f"lora.{point.name}.rank is {point.settings.rank}, but {smallest} has only rank {limit}")
+            problems.append(f"{point.name}.rank is {point.settings.rank}, but {smallest} has only rank {limit}")
     if problems:
         raise SettingsError(
             "; ".join(problems) + ". A rank above the layer's own saves nothing: lower it, or set the mode to full"

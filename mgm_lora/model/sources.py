@@ -98,10 +98,11 @@ def fill_model_(model: nn.Module, *, sources: Sequence[Source], tied: bool, dtyp
         place = places[key]
         if not place.part:
             state[place.name] = tensor.to(dtype, copy=True)
-            continue
-        if place.name not in state:
-            state[place.name] = torch.empty(shapes[place.name], dtype=dtype)
-        state[place.name][place.part].copy_(tensor)
+        else:
+            if place.name not in state:
+                state[place.name] = torch.empty(shapes[place.name], dtype=dtype)
+            state[place.name][place.part].copy_(tensor)
+        del tensor  # else the last one of a file would be held while the next file is read
     model.load_state_dict(state, strict=False, assign=True)
     for name, parameter in model.named_parameters():
         if name in state:

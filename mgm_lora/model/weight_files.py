@@ -65,7 +65,7 @@ def describe_weights(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[Callable[[str], Tensor]]:
-    """A file's tensors by key. They lie in the file as it is mapped: copy what is to be kept."""
+    """A file's tensors by key, each once. They lie in the file as it is mapped, or vanish with it: copy what is to be kept."""
     if path.suffix == ".safetensors":
         with _broken_told(path):
             file = safe_open(path, framework="pt")
@@ -73,8 +73,8 @@ def open_weights(path: Path) -> Iterator[Callable[[str], Tensor]]:
             yield opened.get_tensor
     else:
         with _broken_told(path):
-            state = _load_bin(path, map_location="cpu")
-        yield state.__getitem__
+            state = dict(_load_bin(path, map_location="cpu"))
+        yield state.pop  # so that nothing of this file is left when the next one is opened
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -149,7 +149,7 @@ def test_4_bit_weights_are_not_trained_in_full(model: MGMForConditionalGeneratio
     lora = LoraSettings.model_validate(
         all_points.model_dump() | {name: {"mode": "full"} for name in ("language_mlp", "projector")}
     )
-    with pytest.raises(SettingsError, match=r"^lora\.language_mlp\.mode is full, but 4-bit weights can't be trained"):
+    with pytest.raises(SettingsError, match=r"^language_mlp\.mode is full, but 4-bit weights can't be trained"):
         inject_adapter_(model, lora=lora, seed=1)
     assert not isinstance(model.language_model.model.layers[0].mlp, PeftModel)
 

@@ -229,7 +229,7 @@ def test_layer_range_is_inclusive_counted_from_zero_and_checked(model: MGMForCon
     assert names("language_attention", (1, 1)) == {"1"}
     assert names("language_mlp", (0, 1)) == {"0", "1"}
     assert names("vision_attention", (1, 1)) == {"1"}
-    with pytest.raises(SettingsError, match=r"lora.language_mlp.layers is \[0, 2\], but the last layer is 1\."):
+    with pytest.raises(SettingsError, match=r"^language_mlp.layers is \[0, 2\], but the last layer is 1\."):
         names("language_mlp", (0, 2))
     with pytest.raises(SettingsError, match=r"last layer is 1, since the layers behind are not used"):
         names("vision_attention", (0, 2))

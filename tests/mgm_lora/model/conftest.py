@@ -65,9 +65,10 @@ def write_shards(state: dict[str, Tensor], *, folder: Path, suffix: str, num_sha
         ".bin": ("pytorch_model", "pytorch_model.bin.index.json"),
     }[suffix]
     weight_map = {}
+    by_size = sorted(state, key=lambda key: (state[key].nbytes, key))  # so that shards are about as large as each other
     for number in range(num_shards):
         name = f"{stem}-{number + 1:05}-of-{num_shards:05}{suffix}"
-        shard = {key: state[key] for key in sorted(state)[number::num_shards]}
+        shard = {key: state[key] for key in by_size[number::num_shards]}
         write_weights(shard, folder / name)
         weight_map |= dict.fromkeys(shard, name)
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")

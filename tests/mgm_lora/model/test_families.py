@@ -210,7 +210,7 @@ def test_mixtrals_mlp_is_refused_with_what_works() -> None:
     family = FAMILIES["mixtral"]
     lora = lora_of(family, language_mlp=PointSettings(mode="lora", rank=4))
     with pytest.raises(
-        NoMatchingModuleError, match=r"in a mixtral .* lora\.language_mlp\.mode to off; language_attention, "
+        NoMatchingModuleError, match=r"in a mixtral .* set language_mlp\.mode to off; language_attention, "
     ) as told:
         inject_adapter_(family.model(), lora=lora, seed=1)
     assert "language_attention'" not in str(told.value)

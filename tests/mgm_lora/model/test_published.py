@@ -350,14 +350,17 @@ def test_digest_follows_every_byte_of_the_towers(make_published: Make) -> None:
     assert open_checkpoint(made.folder).digest() != before
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-def test_loading_holds_the_weights_and_one_file_at_most(make_published: Make, suffix: str) -> None:
-    made = make_published(suffix=suffix, num_shards=6)
+@pytest.mark.parametrize("suffix, mapped", [(".safetensors", True), (".bin", True), (".bin", False)])
+def test_loading_holds_the_weights_and_one_file_at_most(make_published: Make, suffix: str, mapped: bool) -> None:
+    made = make_published(suffix=suffix, towers="inside", num_shards=4)
+    if not mapped:  # as torch wrote before 1.6
+        for path in made.folder.rglob("*.bin"):
+            torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
     largest = max(path.stat().st_size for path in made.folder.rglob(f"*{suffix}"))
     with _RealBytes(nn.Module()) as counter:
         model = load_model(made.folder, dtype=torch.bfloat16)
-    held = sum(value.nbytes for value in model.state_dict().values())
-    assert held <= counter.peak_bytes <= 1.1 * (held + largest)
+    held = sum(parameter.nbytes for parameter in model.parameters())  # a tied head once
+    assert held <= counter.peak_bytes <= held + largest
     everything = sum(path.stat().st_size for path in made.folder.rglob(f"*{suffix}"))
     assert counter.peak_bytes < held + everything / 2
 

@@ -1,7 +1,7 @@
 """Presets: valid settings, written with the user's own kept; and each goes through the stages at its model's real size, on the meta device.
 
-What runs there is all that shapes decide: `validate` for real on a small data set; `plan` of both arms for the card, for the longest row that the
-preset allows; the making of what is trained, its parameters counted against sums by hand; every LoRA update in the shape of its weight and, taken
+What runs there is all that shapes decide: `validate` for real on a small data set; `plan` of the preset's arms for the card, for the longest row that
+the preset allows; the making of what is trained, its parameters counted against sums by hand; every LoRA update in the shape of its weight and, taken
 off again, the tree that a merged checkpoint is written from; and a batch of questions at evaluation's size, run over fake tensors up to the first
 new token. Not run: training, the merge's proof and the answers, which are of weights' values, and `compare` and `register`, which read
 figures that are alike for every size (tests/test_whole_way.py). The one entry that is not the preset's is base.model: a folder with the real
@@ -183,7 +183,7 @@ def test_stages_go_through_at_real_size(name: str, params: Path, make_picture: C
     settings = _settings(name, params=params, make_picture=make_picture)
     summary = validate.run(settings)
     assert summary.files["train"].num_kept == 6
-    plans = {arm: _plan(settings, arm=arm) for arm in ("lora", "full")}
+    plans = {arm: _plan(settings, arm=arm) for arm in all_presets()[name].sections["arms"]}
     for arm, plan in plans.items():
         assert plan.fits, arm
         assert plan.total_bytes <= 24 * GIB
@@ -195,6 +195,8 @@ def test_stages_go_through_at_real_size(name: str, params: Path, make_picture: C
     assert full.num_trainable == _in_full(full.mgm, hidden=text["hidden_size"])
     lora = _trainable(settings, arm="lora", plan=plans["lora"])
     assert lora.num_trainable == _at_rank_16(text)
+    alone = _trainable(settings, arm="projector", plan=plans["projector"])
+    assert alone.num_trainable == _shared(text["hidden_size"])
     _check_merge(lora)
     _check_questions(settings)
 
