@@ -1,9 +1,10 @@
 """A small disk of its own for tests of full and read-only ones: a tmpfs, which takes the right to mount (root in CI has it)."""
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +37,17 @@ class Disk:
     @contextmanager
     def full(self) -> Iterator[None]:
         """Without a free byte, in the block."""
+        with self.nearly_full(kib=0):
+            yield
+
+    @contextmanager
+    def nearly_full(self, *, kib: int) -> Iterator[None]:
+        """With so much left, in the block."""
         filler = self.folder / ".filler"
-        with filler.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        os.truncate(filler, filler.stat().st_size - 1024 * kib)
         try:
             yield
         finally:

@@ -78,6 +78,10 @@ class Machine:
     def home(self) -> Path:
         return self.folder / "home"
 
+    def moved_to(self, folder: Path) -> "Machine":
+        """Another machine of the same kind, with whatever lies there."""
+        return replace(self, folder=folder)
+
     def run(self, *command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """As a user would type it in the clone."""
         return subprocess.run(
@@ -152,6 +156,12 @@ class Team:
     box: Machine
     origin: Path
     remote: Path
+
+    def publish(self, message: str) -> str:
+        """The commit of all that lies at the desk, pushed."""
+        self.desk.commit(message)
+        assert self.desk.run("git", "push", "--quiet").returncode == 0
+        return self.desk.run("git", "rev-parse", "HEAD").stdout.strip()
 
     def copied_to(self, folder: Path) -> "Team":
         """Both machines anew, with the same origin and remote."""

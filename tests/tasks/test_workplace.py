@@ -18,14 +18,11 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Team:
     return make_team(tmp_path_factory.mktemp("team"))
 
 
-def commit(team: Team, *, push: bool = True, **files: str) -> str:
-    """A new commit of the desk with files by their names."""
+def publish(team: Team, **files: str) -> str:
+    """A new commit with files by their names."""
     for name, text in files.items():
         (team.desk.clone / name).write_text(text)
-    team.desk.commit("Go on")
-    if push:
-        assert team.desk.run("git", "push", "--quiet").returncode == 0
-    return team.desk.run("git", "rev-parse", "HEAD").stdout.strip()
+    return team.publish("Go on")
 
 
 def state_of_clone(team: Team) -> list[str]:
@@ -33,8 +30,8 @@ def state_of_clone(team: Team) -> list[str]:
 
 
 def test_it_is_at_the_commit_that_is_asked_for_newer_or_older_than_the_clone(team: Team) -> None:
-    older = commit(team, code="older")
-    newer = commit(team, code="newer", later="")
+    older = publish(team, code="older")
+    newer = publish(team, code="newer", later="")
     before = state_of_clone(team)
 
     with workplace(team.box.clone, commit=newer) as folder:
@@ -46,7 +43,7 @@ def test_it_is_at_the_commit_that_is_asked_for_newer_or_older_than_the_clone(tea
 
 
 def test_what_runs_left_is_removed_but_for_what_git_ignores(team: Team) -> None:
-    head = commit(team, code="as committed")
+    head = publish(team, code="as committed")
     with workplace(team.box.clone, commit=head) as folder:
         (folder / "code").write_text("changed")
         (folder / "left").touch()
@@ -59,7 +56,9 @@ def test_what_runs_left_is_removed_but_for_what_git_ignores(team: Team) -> None:
 
 
 def test_commit_that_nobody_pushed_is_told(team: Team) -> None:
-    head = commit(team, push=False, code="mine alone")
+    (team.desk.clone / "code").write_text("mine alone")
+    team.desk.commit("Keep it")
+    head = team.desk.run("git", "rev-parse", "HEAD").stdout.strip()
 
     with (
         pytest.raises(WorkplaceError, match=rf"commit {head} isn't on the git remote.*`git push`"),
@@ -69,9 +68,9 @@ def test_commit_that_nobody_pushed_is_told(team: Team) -> None:
 
 
 def test_environment_of_another_commit_is_told(team: Team) -> None:
-    with_it = commit(team, **{"requirements.lock": "torch==2\n"})
+    with_it = publish(team, **{"requirements.lock": "torch==2\n"})
     assert team.box.run("git", "pull", "--quiet").returncode == 0
-    other = commit(team, **{"requirements.lock": "torch==3\n"})
+    other = publish(team, **{"requirements.lock": "torch==3\n"})
 
     with workplace(team.box.clone, commit=with_it):
         pass
@@ -83,7 +82,7 @@ def test_environment_of_another_commit_is_told(team: Team) -> None:
 
 
 def test_remotes_are_those_of_the_clone_from_where_it_lies(team: Team) -> None:
-    head = commit(team, code="with remotes")
+    head = publish(team, code="with remotes")
     config = team.box.clone / ".dvc" / "config.local"
     config.write_text(
         "[core]\n    remote = own\n['remote \"own\"']\n    url = ../../own-remote\n"
@@ -102,7 +101,7 @@ def test_remotes_are_those_of_the_clone_from_where_it_lies(team: Team) -> None:
 
 
 def test_it_is_made_anew_where_somebody_removed_it_and_one_at_a_time_has_it(team: Team) -> None:
-    head = commit(team, code="again")
+    head = publish(team, code="again")
     with workplace(team.box.clone, commit=head) as folder:
         moved = folder.rename(folder.with_name("removed"))
     with workplace(team.box.clone, commit=head) as folder:
@@ -114,7 +113,7 @@ def test_it_is_made_anew_where_somebody_removed_it_and_one_at_a_time_has_it(team
 
 def test_locks_of_dead_processes_hold_nothing_up(team: Team) -> None:
     """Of git, and of DVC: also where another process has got the dead one's number since, here this one."""
-    head = commit(team, code="locked")
+    head = publish(team, code="locked")
     assert team.desk.run("dvc", "push", "--quiet").returncode == 0
     with workplace(team.box.clone, commit=head) as folder:
         temporary = folder / ".dvc" / "tmp"
