@@ -83,6 +83,15 @@ def command_by_hand(name: str, *, force: bool, pull: bool) -> str:
     return shlex.join(["dvc", *_arguments(name, force=force, pull=pull)])
 
 
+def words_on_failure(name: str, ended: Reproduction, *, root: Path, by_hand: str) -> str:
+    """What to tell people of a stage that failed: its last words, and how to try it."""
+    return (
+        f"stage '{name}' failed with exit code {ended.exit_code}. Its last lines:\n\n"
+        + "\n".join(ended.last_lines)
+        + f"\n\nTo try by hand: cd {shlex.quote(str(root))} && {by_hand}"
+    )
+
+
 def _arguments(name: str, *, force: bool, pull: bool) -> list[str]:
     return ["repro", *(["--force"] if force else []), *(["--pull"] if pull else []), "-s", name]
 

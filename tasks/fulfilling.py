@@ -1,10 +1,11 @@
 """The worker's side of a stage that another machine ordered: get what it needs, run it, give what it made to the remote.
 
 To be called in a flow run. Each step leaves things so that a run which is killed there is taken up by the next: what has
-been run lies in this machine's DVC cache, what has been pushed is in the remote, and the delivery comes last.
+been run lies in this machine's DVC cache, what has been pushed is in the remote, and the delivery comes last. Prefect's
+server isn't asked for anything, so it may be away meanwhile: no slot of a limit (the card is this machine's own, and a
+killed worker's slot stays taken for minutes), and no artifacts (the machine that ordered shows them).
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from mgm_lora.errors import RemoteError
-from tasks.child import pull, push
-from tasks.dag import make_plan
+from tasks.child import command_by_hand, pull, push, reproduce, words_on_failure
 from tasks.delivery import leave_delivery
 from tasks.order import Order, check_inputs, write_files
 from tasks.showing import Log
-from tasks.stages import run_stage
 
 
 def fulfil(order: Order, *, root: Path, run: str) -> State[Any]:
@@ -33,14 +32,12 @@ def fulfil(order: Order, *, root: Path, run: str) -> State[Any]:
     if order.needs:
         pull(order.needs, root=root, on_line=log.info)
     check_inputs(order, root=root)
-    stage = next(stage for stage in make_plan(root, targets=[order.stage]).stages if stage.name == order.stage)
-    # No slot of the server's limit for the card: the card is this machine's own, one run at a time has the folder, and a slot of
-    # a worker that was killed is only freed when its lease ends, after 5 minutes.
-    state = run_stage(replace(stage, card=""), root=root, force=order.force, pull=False, return_state=True)
-    if not state.is_completed():
-        return Failed(message=str(state.message))
+    ended = reproduce(order.stage, root=root, force=order.force, pull=False, on_line=log.info)
+    if ended.exit_code != 0:
+        by_hand = command_by_hand(order.stage, force=order.force, pull=False)
+        return Failed(message=words_on_failure(order.stage, ended, root=root, by_hand=by_hand))
     where = _give(order, root=root, run=run, log=log)
-    return Completed(name=str(state.name), message=f"{state.message}; given to {where}")
+    return Completed(name=None if ended.ran else "Cached", message=f"given to {where}")
 
 
 def _give(order: Order, *, root: Path, run: str, log: Log) -> str:

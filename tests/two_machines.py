@@ -43,7 +43,7 @@ stages:
     metrics: [report.json: {cache: false}]
 """
 _STAGE = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 from mgm_lora.stages.process import die_with_parent
 die_with_parent()
 name, out = sys.argv[1:]
@@ -54,6 +54,9 @@ with (home / 'has-run').open('a') as file:
 (home / f'{name}.pid').write_text(str(os.getpid()))
 while (home / 'hold').exists():
     time.sleep(0.05)
+if (home / 'loses').exists():  # the process that the DVC remote lives in
+    os.kill(int((home / 'loses').read_text()), signal.SIGKILL)
+    (home / 'loses').unlink()
 value = pathlib.Path('params.yaml').read_text().split(f'{name}:')[-1].split()[0]
 pathlib.Path(out).write_text(f'{name} {value} ' + 'x' * int((home / 'size').read_text() if (home / 'size').exists() else 0))
 pathlib.Path(f'{name}.json').write_text(json.dumps({'score': value}))
@@ -173,8 +176,8 @@ class Team:
         )
 
 
-def make_team(folder: Path, *, url: str | None = None, **variables: str) -> Team:
-    """Both cloned; nothing has been run. `url` is the DVC remote's, else a folder's; `variables` are both machines'."""
+def make_team(folder: Path, *, url: str | None = None, endpoint: str | None = None, **variables: str) -> Team:
+    """Both cloned; nothing has been run. `url` is the DVC remote's, with the endpoint of S3, else a folder's; `variables` are both machines'."""
     desk = Machine(folder / "desk", hides=folder / "box", variables=variables)
     box = Machine(folder / "box", hides=folder / "desk", variables=variables)
     origin, remote = folder / "origin.git", folder / "remote"
@@ -183,14 +186,14 @@ def make_team(folder: Path, *, url: str | None = None, **variables: str) -> Team
         machine.clone.mkdir()
     remote.mkdir()
     subprocess.run(["git", "init", "--quiet", "--bare", str(origin)], check=True)
-    _fill(desk, url=url or str(remote))
+    _fill(desk, url=url or str(remote), endpoint=endpoint)
     for command in (["remote", "add", "origin", str(origin)], ["push", "--quiet", "-u", "origin", "HEAD"]):
         assert desk.run("git", *command).returncode == 0
     assert box.run("git", "clone", "--quiet", str(origin), ".").returncode == 0
     return Team(desk, box, origin, remote)
 
 
-def _fill(desk: Machine, *, url: str) -> None:
+def _fill(desk: Machine, *, url: str, endpoint: str | None) -> None:
     (desk.clone / "dvc.yaml").write_text(_PIPELINE)
     (desk.clone / "stage.py").write_text(_STAGE)
     (desk.clone / "source.txt").write_text("source")
@@ -200,6 +203,7 @@ def _fill(desk: Machine, *, url: str) -> None:
         ["git", "init", "--quiet"],
         ["dvc", "init", "--quiet"],
         ["dvc", "remote", "add", "--default", "team", url],
+        *([["dvc", "remote", "modify", "team", "endpointurl", endpoint]] if endpoint else []),
         ["dvc", "add", "--quiet", "source.txt"],
     ):
         done = desk.run(*command)
