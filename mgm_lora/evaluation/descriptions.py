@@ -6,12 +6,20 @@ from typing import Any
 
 from mgm_lora.arm_settings import POINT_NAMES
 from mgm_lora.artifacts import Manifest
-from mgm_lora.evaluation.sources import Arm
+from mgm_lora.evaluation.formatting import arm_label
+from mgm_lora.evaluation.sources import MERGED, Arm
+from mgm_lora.settings import SUBJECT
 
 _READABLE = {
-    name: name.replace("_", " ") for name in (*POINT_NAMES, "language_model", "vision_tower", "vision_tower_aux")
+    "language_attention": "language attention",
+    "language_mlp": "language MLP",
+    "vision_attention": "vision attention",
+    "language_model": "language model",
+    "vision_tower": "vision tower",
+    "vision_tower_aux": "ConvNeXt",
 }
 _NOTHING = "–"
+_OF_LOW_RANK = ("rank", "alpha", "dropout", "method", "loraplus_ratio")
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class SettingsDifference:
 def describe_arm(arm: Arm) -> str:
     """`rank 16, alpha 32 at language attention and language mlp; projector and mining in full`; empty where nothing was trained."""
     manifest = _trained(arm)
+    if arm.name == MERGED:
+        return f"{arm_label(SUBJECT)}'s first training, folded into the base"
     if manifest is None:
         return ""
     settings = manifest.settings["arm"]
@@ -44,16 +54,27 @@ def describe_arm(arm: Arm) -> str:
 def settings_difference(arms: Mapping[str, Arm]) -> SettingsDifference:
     """Of all arms that were trained."""
     manifests = {name: manifest for name, arm in arms.items() if (manifest := _trained(arm))}
-    values = {name: dict(_flatten(manifest.settings["arm"])) for name, manifest in manifests.items()}
+    values = {name: dict(_flatten(_without_effect(manifest.settings["arm"]))) for name, manifest in manifests.items()}
     keys = dict.fromkeys(key for entries in values.values() for key in entries)
     rows = [
         (key, tuple(_text(entries[key]) if key in entries else _NOTHING for entries in values.values())) for key in keys
     ]
-    return SettingsDifference(tuple(values), tuple(row for row in rows if len(set(row[1])) > 1))
+    return SettingsDifference(tuple(values), tuple(row for row in rows if len({*row[1]} - {_NOTHING}) > 1))
 
 
 def _trained(arm: Arm) -> Manifest | None:
     return next((manifest for name, manifest in arm.first.manifests.items() if name.startswith("trained/")), None)
+
+
+def _without_effect(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """The arm's settings without those of a point that nothing reads: a rank where the point is off."""
+    kept = dict(arm)
+    for name in POINT_NAMES:
+        point = arm.get(name)
+        if point and point["mode"] != "lora":
+            unread = set(point) - {"mode"} if point["mode"] == "off" else set(_OF_LOW_RANK)
+            kept[name] = {key: value for key, value in point.items() if key not in unread}
+    return kept
 
 
 def _how(point: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ Where places on a chart come from is in `charts` and `pareto`; how a chart is dr
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import mean
 
 from mgm_lora.evaluation import formatting
@@ -92,9 +93,11 @@ def cost_charts(comparison: Comparison) -> list[ScatterChart]:
     memory = {row.name: row.cost.step_memory_gib or row.cost.planned_memory_gib for row in rows}
     parameters = {row.name: row.cost.trainable_parameters for row in rows}
     charts = []
-    if all(memory.values()):
-        offers = _offers(rows, memory)
-        charts.append(_scatter(offers, "Score and memory", "memory of a step", formatting.memory))
+    if rows and all(memory.values()):
+        unit, factor = ("GiB", 1.0) if max(filter(None, memory.values())) >= 1.0 else ("MiB", 1024.0)
+        scaled = {name: factor * value if value else None for name, value in memory.items()}
+        write = partial(formatting.quantity, unit=unit)
+        charts.append(_scatter(_offers(rows, scaled), "Score and memory", "memory of a step", write))
     if rows:
         charts.append(
             _scatter(_offers(rows, parameters), "Score and parameters", "trained parameters", formatting.short_count)
