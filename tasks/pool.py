@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling
 from prefect.utilities.urls import url_for
 
@@ -52,13 +52,13 @@ def check_pool(pool: str) -> None:
 def run_in_pool(order: Order, *, pool: str, log: Log) -> FlowRun:
     """The flow run that has ended, well or not. One that goes on for an equal order is waited for, and none is begun beside it."""
     with _client() as client:
+        _tell_of_workers(pool, client=client, log=log)
         going_on = _find(order, pool=pool, client=client)
         if going_on and not order.force:
             log.info("'%s' is being run already: %s", order.stage, url_for(going_on))
             ended = _wait(going_on, client=client, log=log)
             if ended.state and ended.state.is_completed():
                 return ended
-        _tell_of_workers(pool, client=client, log=log)
         run = _begin(order, pool=pool)
         log.info("'%s' goes to the work pool '%s': %s", order.stage, pool, url_for(run))
         with _cancelled_with_us(run.id):
@@ -86,9 +86,17 @@ def _find(order: Order, *, pool: str, client: SyncPrefectClient) -> FlowRun | No
 
 def _begin(order: Order, *, pool: str) -> FlowRun:
     parameters: dict[str, Any] = {"order": order.model_dump(mode="json")}
-    run = run_deployment(
-        f"{FLOW}/{pool}", parameters=parameters, flow_run_name=order.stage, tags=[_tag(order)], timeout=0
-    )
+    try:
+        run = run_deployment(
+            f"{FLOW}/{pool}", parameters=parameters, flow_run_name=order.stage, tags=[_tag(order)], timeout=0
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != httpx.codes.CONFLICT:
+            raise
+        raise ServiceError(
+            f"the worker of the pool '{pool}' doesn't take such orders; its clone is of another version of mgm-lora than this one:"
+            f" there, `git pull`, `make install`, and start it again. {error.response.text}"
+        ) from error
     assert isinstance(run, FlowRun)
     return run
 

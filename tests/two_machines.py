@@ -176,42 +176,60 @@ class Team:
         )
 
 
-def make_team(folder: Path, *, url: str | None = None, endpoint: str | None = None, **variables: str) -> Team:
-    """Both cloned; nothing has been run. `url` is the DVC remote's, with the endpoint of S3, else a folder's; `variables` are both machines'."""
+def make_team(
+    folder: Path,
+    *,
+    url: str | None = None,
+    endpoint: str | None = None,
+    fill: Callable[[Path], object] | None = None,
+    **variables: str,
+) -> Team:
+    """Both cloned; nothing has been run.
+
+    Args:
+        folder: where all of it comes to lie.
+        url: the DVC remote's, instead of a folder's.
+        endpoint: of S3.
+        fill: makes the project at the desk, with git and DVC, instead of the small one.
+        variables: both machines'.
+    """
     desk = Machine(folder / "desk", hides=folder / "box", variables=variables)
     box = Machine(folder / "box", hides=folder / "desk", variables=variables)
     origin, remote = folder / "origin.git", folder / "remote"
-    for machine in (desk, box):
-        machine.home.mkdir(parents=True)
-        machine.clone.mkdir()
-    remote.mkdir()
-    subprocess.run(["git", "init", "--quiet", "--bare", str(origin)], check=True)
-    _fill(desk, url=url or str(remote), endpoint=endpoint)
-    for command in (["remote", "add", "origin", str(origin)], ["push", "--quiet", "-u", "origin", "HEAD"]):
-        assert desk.run("git", *command).returncode == 0
-    assert box.run("git", "clone", "--quiet", str(origin), ".").returncode == 0
+    for each in (desk.home, box.home, box.clone, remote):
+        each.mkdir(parents=True)
+    _run("git", "init", "--quiet", "--bare", str(origin))
+    (fill or _fill)(desk.clone)
+    _run("dvc", "remote", "add", "--quiet", "--default", "team", url or str(remote), cwd=desk.clone)
+    if endpoint:
+        _run("dvc", "remote", "modify", "--quiet", "team", "endpointurl", endpoint, cwd=desk.clone)
+    desk.commit("Begin")
+    _run("git", "remote", "add", "origin", str(origin), cwd=desk.clone)
+    _run("git", "push", "--quiet", "-u", "origin", "HEAD", cwd=desk.clone)
+    _run("git", "clone", "--quiet", str(origin), str(box.clone))
     return Team(desk, box, origin, remote)
 
 
-def _fill(desk: Machine, *, url: str, endpoint: str | None) -> None:
-    (desk.clone / "dvc.yaml").write_text(_PIPELINE)
-    (desk.clone / "stage.py").write_text(_STAGE)
-    (desk.clone / "source.txt").write_text("source")
-    (desk.clone / "params.yaml").write_text("lora: 1\nfull: 1\n")
-    (desk.clone / ".gitignore").write_text(_IGNORED)
-    for command in (
-        ["git", "init", "--quiet"],
-        ["dvc", "init", "--quiet"],
-        ["dvc", "remote", "add", "--default", "team", url],
-        *([["dvc", "remote", "modify", "team", "endpointurl", endpoint]] if endpoint else []),
-        ["dvc", "add", "--quiet", "source.txt"],
-    ):
-        done = desk.run(*command)
-        assert done.returncode == 0, done.stderr
-    desk.commit("Begin")
+def _fill(clone: Path) -> None:
+    clone.mkdir()
+    (clone / "dvc.yaml").write_text(_PIPELINE)
+    (clone / "stage.py").write_text(_STAGE)
+    (clone / "source.txt").write_text("source")
+    (clone / "params.yaml").write_text("lora: 1\nfull: 1\n")
+    (clone / ".gitignore").write_text(_IGNORED)
+    for command in (["git", "init"], ["dvc", "init"], ["dvc", "add", "source.txt"]):
+        _run(*command, "--quiet", cwd=clone)
 
 
-def wait_for(happened: Callable[[], object], *, seconds: float = 60.0) -> None:
+def _run(*command: str, cwd: Path | None = None) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def wait_for(happened: Callable[[], object], *, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it didn't happen in time"

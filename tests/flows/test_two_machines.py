@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -15,6 +15,8 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelling, Crashed
+
+from flows.pipeline import pipeline
 
 from ..two_machines import Team, kill_all, make_team, wait_for
 
@@ -196,3 +198,24 @@ def test_pool_without_a_worker_ever_is_told_before_anything_runs(team: Team, rea
     assert done.returncode == 1
     assert "no worker was ever set up for the work pool 'no-such-pool'" in done.stdout
     assert "python -m flows.card_worker --pool no-such-pool" in done.stdout
+
+
+def test_run_that_a_worker_took_from_the_very_pool_stays_where_it_is(
+    team: Team, pool: str, ready: None, client: SyncPrefectClient
+) -> None:
+    """It would wait for its own place else."""
+    deployment = client.create_deployment(
+        flow_id=UUID(str(client.create_flow(pipeline))),
+        name="on-the-box",
+        work_pool_name=pool,
+        entrypoint="flows.pipeline.pipeline",
+        parameters={"stages": ["train@lora"], "card_pool": pool},
+        pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(team.box.clone)}}],
+    )
+    run = client.create_flow_run_from_deployment(deployment)
+    before = len(runs_on_box(client, pool))
+    wait_for(lambda: (state := client.read_flow_run(run.id).state) is not None and state.is_final())
+
+    assert client.read_flow_run(run.id).state_name == "Completed"
+    assert (team.box.clone / "lora.txt").exists()
+    assert len(runs_on_box(client, pool)) == before
