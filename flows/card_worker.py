@@ -1,4 +1,4 @@
-"""`python -m flows.card_worker`: makes this clone, on the machine with the card, the worker for pipelines on another machine.
+"""Makes this clone, on the machine with the card, the worker for pipelines on another machine: `python -m flows.card_worker`.
 
 It checks what both machines must share (the git remote, the DVC remote, Prefect's server), sets the work pool up, deploys
 `flows.card_stage` into it, and becomes a Prefect worker, which ends with Ctrl-C or SIGTERM. Run again, it changes nothing.

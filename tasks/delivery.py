@@ -1,4 +1,4 @@
-"""The delivery: what a stage made on another machine, as a document in the DVC remote beside the outputs themselves.
+"""What a stage made on another machine, the delivery, as a document in the DVC remote beside the outputs themselves.
 
 It lies under the key of the order (`tasks.order`), hence under all that the stage depends on, and is written last: where
 it is, everything is. So it doesn't matter who is killed in between, worker, server or flow: a later run finds it and

@@ -1,4 +1,4 @@
-"""The order: what a worker on another machine must know to run a stage as it would run here.
+"""What a worker on another machine must know to run a stage as it would run here, the order.
 
 The commit brings the code, the DVC remote the data. The order brings what a run may change without a commit: settings,
 and what `dvc.lock`, `.dvc` files and outputs that git tracks say of the stages before. Both sides reckon what the stage

@@ -1,6 +1,7 @@
-"""Has an order run by the worker of a work pool, and waits for it, as long as it takes and through a restart of the server.
+"""Has an order run by the worker of a work pool, and waits for it.
 
-It knows Prefect and orders, not DVC: what the stage makes goes by the remote (`tasks.delivery`).
+It waits as long as the stage takes, and through a restart of the server. It knows Prefect and orders, not DVC: what the
+stage makes goes by the remote (`tasks.delivery`).
 """
 
 import time

@@ -1,6 +1,7 @@
-"""Small documents in the default DVC remote, the place that two machines share, beside the data that `dvc push` puts there.
+"""Small documents in the default DVC remote, the place that two machines share.
 
-A document is written whole or not at all, so a reader never meets half of one. It doesn't know what they say.
+They lie beside the data that `dvc push` puts there. A document is written whole or not at all, so a reader never meets
+half of one. It doesn't know what they say.
 """
 
 import tempfile
