@@ -27,7 +27,7 @@ from tasks.remote import SharedRemote
 from tasks.repository import open_repository
 
 _CLONE = "MGM_LORA_CLONE"
-"""The variable by which a worker tells its flow runs where its clone is, so that several machines can serve one pool."""
+"""The variable by which a worker tells its flow runs where its clone is: the deployment, on the server, holds no path of this machine."""
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,9 @@ def _become_worker(pool: str) -> NoReturn:
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # of its own it looks for runs every 10 seconds
         "PYTHONUNBUFFERED": "1",
     }
-    command = ["prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", socket.gethostname()]
-    os.execve(
-        sys.executable, [sys.executable, "-m", *command], environment | os.environ
-    )  # what the caller sets goes first
+    worker = ["prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", socket.gethostname()]
+    # what the caller sets goes first
+    os.execve(sys.executable, [sys.executable, "-m", *worker], environment | os.environ)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

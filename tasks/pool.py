@@ -51,14 +51,18 @@ def check_pool(pool: str) -> None:
 
 
 def run_in_pool(order: Order, *, pool: str, log: Log) -> FlowRun:
-    """The flow run that has ended, well or not. One that goes on for an equal order is waited for, and none is begun beside it."""
+    """The flow run that has ended, well or not. One that goes on for an equal order is waited for, and none is begun beside it.
+
+    Raises:
+        ServiceError: the server is away for long, or the worker's clone is of another version.
+    """
     with _client() as client:
         _tell_of_workers(pool, client=client, log=log)
         going_on = _find(order, pool=pool, client=client)
         if going_on and not order.force:
             log.info("'%s' is being run already: %s", order.stage, url_for(going_on))
             ended = _wait(going_on, client=client, log=log)
-            if ended.state and ended.state.is_completed():
+            if ended.state and not (ended.state.is_crashed() or ended.state.is_cancelled()):
                 return ended
         run = _begin(order, pool=pool)
         log.info("'%s' goes to the work pool '%s': %s", order.stage, pool, url_for(run))

@@ -219,3 +219,14 @@ def test_run_that_a_worker_took_from_the_very_pool_stays_where_it_is(
     assert client.read_flow_run(run.id).state_name == "Completed"
     assert (team.box.clone / "lora.txt").exists()
     assert len(runs_on_box(client, pool)) == before
+
+
+def test_box_that_gives_to_another_remote_is_told(team: Team, pool: str, ready: None, tmp_path: Path) -> None:
+    (team.desk.clone / "params.yaml").write_text("lora: 5\nfull: 1\n")
+    config = team.box.clone / ".dvc" / "config.local"
+    config.write_text(f"['remote \"team\"']\n    url = {tmp_path / 'other'}\n")
+    done = team.desk.pipeline(pool, "--stage", "train@lora")
+    config.unlink()
+
+    assert done.returncode == 1
+    assert "there is no delivery in this clone's DVC remote: does it use another?" in done.stdout
