@@ -9,41 +9,46 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State, StateDetails
+from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
 from mgm_lora.stages.process import die_with
-from tasks.dag import make_plan
+from tasks.dag import Plan, Stage, make_plan
+from tasks.elsewhere import check_elsewhere, run_stage_elsewhere
 from tasks.stages import leave_out_stage, run_stage
 
 _STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
 
 
 @flow(persist_result=False)
-def pipeline(stages: tuple[str, ...] = (), force: bool = False, pull: bool = True) -> State[Any]:
+def pipeline(
+    stages: tuple[str, ...] = (), force: bool = False, pull: bool = True, card_pool: str | None = None
+) -> State[Any]:
     """Brings the stages of dvc.yaml up to date, in the order that DVC gives.
 
     Args:
         stages: Only these stages and what they need; empty for all. A matrix's name stands for all of its stages.
         force: Run each of them, also where nothing changed.
         pull: Get missing data from the DVC remote, where one is configured.
+        card_pool: The work pool of another machine that has the card: stages that ask for it are run there. Empty: all run here.
     """
-    return run_stages(stages, force=force, pull=pull)
+    return run_stages(stages, force=force, pull=pull, card_pool=card_pool)
 
 
-def run_stages(targets: Sequence[str], *, force: bool, pull: bool) -> State[Any]:
+def run_stages(targets: Sequence[str], *, force: bool, pull: bool, card_pool: str | None = None) -> State[Any]:
     """The body of every flow here: plans, runs each stage as a task, and says how it went. To be called in a flow."""
-    if _STARTED_BY_WORKER in os.environ:
-        die_with(os.getppid())  # a worker that is killed leaves its flow runs running, and starts them again beside
+    end_with_worker()
     plan = make_plan(Path.cwd(), targets=targets)
     get_run_logger().info("stages, in order: %s", ", ".join(stage.name for stage in plan.stages))
+    run = _runner(plan, force=force, pull=pull, card_pool=card_pool)
     states: dict[str, State[Any]] = {}
     causes: dict[str, str] = {}  # of the stages that are not up to date: which one failed, itself or one that it needs
     for stage in plan.stages:
@@ -52,12 +57,43 @@ def run_stages(targets: Sequence[str], *, force: bool, pull: bool) -> State[Any]
         if cause:
             state = leave_out_stage(stage, because_of=cause, wait_for=wait_for, return_state=True)
         else:
-            pull_here = pull and plan.has_remote
-            state = run_stage(stage, root=plan.root, force=force, pull=pull_here, wait_for=wait_for, return_state=True)
+            state = run(stage, wait_for)
         states[stage.name] = state
         if not state.is_completed():
             causes[stage.name] = cause or stage.name
     return _conclude(states)
+
+
+def end_with_worker() -> None:
+    """Ends this process, where a worker started it, with that worker, which of itself would leave it running and start another beside it."""
+    if _STARTED_BY_WORKER in os.environ:
+        die_with(os.getppid())
+
+
+def _runner(
+    plan: Plan, *, force: bool, pull: bool, card_pool: str | None
+) -> Callable[[Stage, Sequence[State[Any]]], State[Any]]:
+    """How each stage is run: here, or, where it asks for the card and the card is elsewhere, there."""
+    pool = _elsewhere(card_pool)
+    if pool and any(stage.card for stage in plan.stages):
+        check_elsewhere(plan, pool=pool, may_pull=pull)
+
+    def run(stage: Stage, wait_for: Sequence[State[Any]]) -> State[Any]:
+        if pool and stage.card:
+            return run_stage_elsewhere(
+                stage, root=plan.root, pool=pool, force=force, wait_for=wait_for, return_state=True
+            )
+        pull_here = pull and plan.has_remote
+        return run_stage(stage, root=plan.root, force=force, pull=pull_here, wait_for=wait_for, return_state=True)
+
+    return run
+
+
+def _elsewhere(card_pool: str | None) -> str | None:
+    """The pool, unless this very run was taken from it: then the card is here, and to wait for the pool would be for ever."""
+    context = FlowRunContext.get()
+    is_here = context and context.flow_run and context.flow_run.work_pool_name == card_pool
+    return None if is_here else card_pool or None
 
 
 def _edge_from(state: State[Any]) -> State[Any]:
@@ -77,7 +113,9 @@ def _conclude(states: Mapping[str, State[Any]]) -> State[Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: runs the pipeline in this process; 0 where it ended well, else 1."""
     options = _parse(arguments)
-    state = pipeline(tuple(options.stage), force=options.force, pull=options.pull, return_state=True)
+    state = pipeline(
+        tuple(options.stage), force=options.force, pull=options.pull, card_pool=options.card_pool, return_state=True
+    )
     print(f"\npipeline: {state.name}. {state.message}\n{_where_to_look(state)}")
     return 0 if state.is_completed() else 1
 
@@ -103,6 +141,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="get missing data from the DVC remote, if one is configured (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--card-pool",
+        metavar="POOL",
+        help="have stages that ask for the card run by the worker of this work pool, on another machine (default: all run here)",
     )
     return parser.parse_args(arguments)
 

@@ -90,6 +90,20 @@ class StorageError(MgmLoraError, OSError):
     exit_code = 4
 
 
+class OrderError(MgmLoraError, ValueError):
+    """A stage can't be handed to a worker on another machine as it is here, or the worker finds something else."""
+
+
+class WorkplaceError(MgmLoraError, RuntimeError):
+    """A worker can't be brought to a run's commit."""
+
+
+class RemoteError(MgmLoraError, OSError):
+    """The DVC remote can't be read or written, or is none that two machines share."""
+
+    exit_code = 4
+
+
 class ServiceError(MgmLoraError, ConnectionError):
     """A server or worker doesn't start, or doesn't end."""
 

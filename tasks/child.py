@@ -1,4 +1,4 @@
-"""Runs one stage as `dvc repro -s` in a child process, and hands on its lines while it runs.
+"""Runs one stage as `dvc repro -s`, or another command of `dvc`, in a child process, and hands on its lines while it runs.
 
 A child and not DVC's Python API: `dvc` gives the stage its terminal, signals and lock, and so does a hand that types
 the same command. The child has a process group of its own, which ends with the call, however that ends; if this process
@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgm_lora.errors import RemoteError
 from mgm_lora.stages.process import tied_to_this_process
 
 _NUM_LAST_LINES = 12
@@ -33,7 +34,7 @@ _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How `dvc repro -s` ended."""
+    """How a command of `dvc` ended."""
 
     exit_code: int
     ran: bool
@@ -43,9 +44,33 @@ class Reproduction:
 
 def reproduce(name: str, *, root: Path, force: bool, pull: bool, on_line: Callable[[str], None]) -> Reproduction:
     """Runs a stage where DVC finds that it must be run; `on_line` gets each line of `dvc` and of the stage as it comes."""
+    return _run(_arguments(name, force=force, pull=pull), root=root, on_line=on_line)
+
+
+def push(names: Sequence[str], *, root: Path, on_line: Callable[[str], None]) -> None:
+    """Gives the outputs of stages to the DVC remote. Raises RemoteError where it doesn't take all of them."""
+    _exchange(["push", *names], root=root, on_line=on_line)
+
+
+def pull(names: Sequence[str], *, root: Path, on_line: Callable[[str], None]) -> None:
+    """Gets the outputs of stages from the DVC remote, in place of what lies there. Raises RemoteError where one is missing."""
+    _exchange(["pull", "--force", *names], root=root, on_line=on_line)
+
+
+def _exchange(arguments: Sequence[str], *, root: Path, on_line: Callable[[str], None]) -> None:
+    ended = _run(arguments, root=root, on_line=on_line)
+    if ended.exit_code != 0:
+        raise RemoteError(
+            "\n".join([f"`{shlex.join(['dvc', *arguments])}` failed. Its last lines:", "", *ended.last_lines])
+            + f"\n\nTo try by hand: cd {shlex.quote(str(root))} && {shlex.join(['dvc', *arguments])}"
+        )
+
+
+def _run(arguments: Sequence[str], *, root: Path, on_line: Callable[[str], None]) -> Reproduction:
     ran = False
     last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
-    with _child(_dvc(name, force=force, pull=pull), root=root) as child:
+    # -P: the repository's folders must not stand for dvc's modules
+    with _child([sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *arguments], root=root) as child:
         for line in _lines(child):
             ran = ran or _WORKS.match(line) is not None
             last_lines.append(line)
@@ -58,9 +83,13 @@ def command_by_hand(name: str, *, force: bool, pull: bool) -> str:
     return shlex.join(["dvc", *_arguments(name, force=force, pull=pull)])
 
 
-def _dvc(name: str, *, force: bool, pull: bool) -> list[str]:
-    # -P: the repository's folders must not stand for dvc's modules
-    return [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *_arguments(name, force=force, pull=pull)]
+def words_on_failure(name: str, ended: Reproduction, *, root: Path, by_hand: str) -> str:
+    """What to tell people of a stage that failed: its last words, and how to try it."""
+    return (
+        f"stage '{name}' failed with exit code {ended.exit_code}. Its last lines:\n\n"
+        + "\n".join(ended.last_lines)
+        + f"\n\nTo try by hand: cd {shlex.quote(str(root))} && {by_hand}"
+    )
 
 
 def _arguments(name: str, *, force: bool, pull: bool) -> list[str]:

@@ -8,21 +8,19 @@ Prefect, and runs no stage.
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from dvc.lock import LockError
-from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 
 from mgm_lora.errors import UnknownStageError
+from tasks.repository import PIPELINE_FILE, name_of, open_repository
 
 logger = logging.getLogger(__name__)
 
-_PIPELINE_FILE = "dvc.yaml"
 CARD = "gpu"
 
 
@@ -61,13 +59,11 @@ def make_plan(folder: Path, *, targets: Sequence[str] = ()) -> Plan:
     Raises:
         UnknownStageError: a target is no stage.
     """
-    with _open(folder) as repo:
+    with open_repository(folder) as repo:
         graph = get_active_graph(repo.index.graph)
-        names = {_name(stage): stage for stage in graph}
+        names = {name_of(stage): stage for stage in graph}
         wanted = (
-            _find(targets, list(names))
-            if targets
-            else [n for n, s in names.items() if s.path_in_repo == _PIPELINE_FILE]
+            _find(targets, list(names)) if targets else [n for n, s in names.items() if s.path_in_repo == PIPELINE_FILE]
         )
         order = plan_repro(graph, [names[name] for name in wanted]) if wanted else []
         return Plan(
@@ -77,34 +73,20 @@ def make_plan(folder: Path, *, targets: Sequence[str] = ()) -> Plan:
         )
 
 
-def is_unchanged(name: str, *, root: Path) -> bool:
+def is_unchanged(name: str, *, root: Path, but_for_missing: bool = False, wait: bool = False) -> bool:
     """Whether `dvc repro` would skip this stage: its command, what it depends on and what it made are as they were.
 
     False also where that can't be told now, since another `dvc` is at work: the one that is started then waits, and looks again.
+    With `wait`, it is waited for here, and the answer can be relied on.
+    With `but_for_missing`, true also where all is as it was but files are missing, which `dvc pull` brings.
     """
     try:
-        with _open(root) as repo:
-            stage = next((stage for stage in repo.index.stages if _name(stage) == name), None)
-            return stage is not None and not stage.changed()
+        with open_repository(root, wait=wait) as repo:
+            stage = next((stage for stage in repo.index.stages if name_of(stage) == name), None)
+            return stage is not None and not stage.changed(but_for_missing)
     except LockError as error:
         logger.info("can't look at '%s' while another dvc is at work: %s", name, error)
         return False
-
-
-@contextmanager
-def _open(folder: Path) -> Iterator[Any]:
-    with Repo(str(folder)) as repo, lock_repo(repo):
-        yield repo
-
-
-def _name(stage: Any) -> str:
-    """As `stage.addressing`, but seen from the repository's root and not from the current folder."""
-    own_name = getattr(stage, "name", None)
-    if own_name is None:
-        return str(stage.path_in_repo)
-    if stage.path_in_repo == _PIPELINE_FILE:
-        return str(own_name)
-    return f"{stage.path_in_repo}:{own_name}"
 
 
 def _find(targets: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -123,8 +105,8 @@ def _describe(stage: Any, *, needs: Iterator[Any], root: Path) -> Stage:
     card = (stage.meta or {}).get("card") or ""
     others = [out for out in stage.outs if not out.metric and not out.plot]
     return Stage(
-        name=_name(stage),
-        needs=tuple(_name(need) for need in needs),
+        name=name_of(stage),
+        needs=tuple(name_of(need) for need in needs),
         card=CARD if card is True else str(card),
         metrics=_paths([out for out in stage.outs if out.metric], root=root),
         plots=_paths([out for out in stage.outs if out.plot and not out.metric], root=root),

@@ -6,7 +6,6 @@ restored it), Failed, NotRun. A task knows one stage; which ones there are, and 
 `tasks.dag`.
 """
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 
-from tasks.child import Reproduction, command_by_hand, reproduce
+from tasks.child import command_by_hand, reproduce, words_on_failure
 from tasks.dag import Stage, is_unchanged
 from tasks.showing import Log, show_products
 
@@ -39,11 +38,8 @@ def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any
         reproduction = reproduce(stage.name, root=root, force=force, pull=pull, on_line=log.info)
     seconds = time.monotonic() - started
     if reproduction.exit_code != 0:
-        return Failed(
-            message=_words_on_failure(
-                stage, reproduction, root=root, by_hand=command_by_hand(stage.name, force=force, pull=pull)
-            )
-        )
+        by_hand = command_by_hand(stage.name, force=force, pull=pull)
+        return Failed(message=words_on_failure(stage.name, reproduction, root=root, by_hand=by_hand))
     show_products(stage, root=root, log=log)
     if not reproduction.ran:
         return Completed(name="Cached", message=f"restored in {seconds:.1f} s: it has been made before")
@@ -81,11 +77,3 @@ def _has_limit(name: str) -> bool:
             return client.read_global_concurrency_limit_by_name(name).active
         except ObjectNotFound:
             return False
-
-
-def _words_on_failure(stage: Stage, reproduction: Reproduction, *, root: Path, by_hand: str) -> str:
-    return (
-        f"stage '{stage.name}' failed with exit code {reproduction.exit_code}. Its last lines:\n\n"
-        + "\n".join(reproduction.last_lines)
-        + f"\n\nTo try by hand: cd {shlex.quote(str(root))} && {by_hand}"
-    )
