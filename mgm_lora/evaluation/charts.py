@@ -8,33 +8,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from mgm_lora.evaluation.axes import Axis, Tick, make_axis
 from mgm_lora.evaluation.intervals import Estimate
 
 _MAX_POINTS = 300
 _LOG_FROM_RATIO = 20.0
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis."""
-
-    position: float
-    """Percent of the axis."""
-    label: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A range of values laid over 0 to 100 percent."""
-
-    low: float
-    high: float
-    is_log: bool
-    ticks: tuple[Tick, ...]
-
-    def position(self, value: float) -> float:
-        """Percent along the axis; a value outside is put on its end."""
-        return _position(value, self.low, self.high, is_log=self.is_log)
 
 
 @dataclass(frozen=True)
@@ -114,7 +92,7 @@ def interval_chart(
     """Lays bars over an axis that holds all of them and the marks, within `limits`."""
     values = [bound for bar in bars for bound in (bar.estimate.low, bar.estimate.high)] + [value for value, _ in marks]
     low, high = _padded(values, limits=limits)
-    axis = _axis(low, high, is_log=False, tick=tick)
+    axis = make_axis(low, high, is_log=False, tick=tick)
     rows = [
         IntervalRow(
             group=bar.group,
@@ -135,8 +113,8 @@ def line_charts(panels: dict[str, Sequence[Curve]]) -> list[LineChart]:
     everything = [point for curves in panels.values() for curve in curves for point in curve.points]
     xs, ys = [x for x, _ in everything], [y for _, y in everything]
     is_log = min(ys) > 0 and max(ys) / min(ys) > _LOG_FROM_RATIO
-    x_axis = _axis(0.0, max(xs), is_log=False, tick=lambda value: f"{value:,.0f}")
-    y_axis = _axis(min(ys) if is_log else 0.0, max(ys) or 1.0, is_log=is_log, tick=lambda value: f"{value:g}")
+    x_axis = make_axis(0.0, max(xs), is_log=False, tick=lambda value: f"{value:,.0f}")
+    y_axis = make_axis(min(ys) if is_log else 0.0, max(ys) or 1.0, is_log=is_log, tick=lambda value: f"{value:g}")
     return [_line_chart(title, curves, x_axis=x_axis, y_axis=y_axis) for title, curves in panels.items()]
 
 
@@ -165,32 +143,3 @@ def _padded(values: Iterable[float], *, limits: tuple[float, float]) -> tuple[fl
     low, high = min(finite), max(finite)
     margin = 0.06 * (high - low) or 0.01
     return max(low - margin, limits[0]), min(high + margin, limits[1])
-
-
-def _axis(low: float, high: float, *, is_log: bool, tick: Callable[[float], str]) -> Axis:
-    values = _log_ticks(low, high) if is_log else _linear_ticks(low, high)
-    ticks = (Tick(_position(value, low, high, is_log=is_log), tick(value)) for value in values)
-    return Axis(low, high, is_log, tuple(ticks))
-
-
-def _position(value: float, low: float, high: float, *, is_log: bool) -> float:
-    if is_log:
-        value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
-    share = (value - low) / (high - low) if high > low else 0.5
-    return round(100 * min(max(share, 0.0), 1.0), 2)
-
-
-def _linear_ticks(low: float, high: float) -> list[float]:
-    """At most six multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5 or 1.0
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [
-        value for exponent in exponents for factor in (1, 2, 5) if low <= (value := factor * 10.0**exponent) <= high
-    ]

@@ -3,10 +3,13 @@ where there is none.
 """
 
 import re
+from collections.abc import Callable
 
 from mgm_lora.evaluation.intervals import Estimate
 
 MISSING = "–"
+Write = Callable[[float], str]
+"""Writes a figure."""
 _FIGURE = re.compile(r"(≥ )?[\d.]+ %( \[[^]]*])?")
 ARM_LABELS = {"base": "base", "lora": "LoRA", "merged": "merged", "full": "full", "question-only": "question only"}
 
@@ -44,6 +47,52 @@ def points_range(low: float, high: float) -> str:
 def points_interval(estimate: Estimate | None) -> str:
     """`+3.1 pp [−1.0, +7.2]`."""
     return MISSING if estimate is None else f"{points(estimate.value)} {points_range(estimate.low, estimate.high)}"
+
+
+def nats(value: float | None) -> str:
+    """Nats with their sign: 0.031 -> `+0.031`."""
+    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def nats_range(low: float, high: float) -> str:
+    """-0.01, 0.031 -> `[−0.010, +0.031]`."""
+    return f"[{nats(low)}, {nats(high)}]"
+
+
+def nats_interval(estimate: Estimate | None) -> str:
+    """`+0.031 [−0.010, +0.072]`."""
+    return MISSING if estimate is None else f"{nats(estimate.value)} {nats_range(estimate.low, estimate.high)}"
+
+
+def p_value(value: float | None) -> str:
+    """0.0312 -> `0.031`; what ten thousand permutations can't tell from less -> `< 0.001`."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def memory(gib: float | None) -> str:
+    """GiB, or MiB where that reads better: 1.234 -> `1.23 GiB`, 0.1285 -> `132 MiB`."""
+    if gib is None or gib >= 1.0:
+        return quantity(gib, unit="GiB")
+    return quantity(1024 * gib, unit="MiB")
+
+
+def seconds(value: float | None) -> str:
+    """0.183 -> `183 ms`, 2.5 -> `2.50 s`."""
+    if value is None or value >= 1.0:
+        return quantity(value, unit="s")
+    return quantity(1000 * value, unit="ms")
+
+
+def short_count(value: float | None) -> str:
+    """483616 -> `484 k`, 2041056 -> `2.04 M`."""
+    if value is None:
+        return MISSING
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return quantity(value / limit, unit=unit)
+    return f"{value:,.0f}"
 
 
 def count(value: int | None) -> str:

@@ -16,7 +16,6 @@ from PIL import Image
 
 from mgm_lora.decoding import to_rgb
 from mgm_lora.errors import PictureError
-from mgm_lora.evaluation.formatting import arm_label
 from mgm_lora.evaluation.predictions import Prediction, type_name
 from mgm_lora.evaluation.sources import BASELINE
 from mgm_lora.settings import REFERENCE, SUBJECT
@@ -33,12 +32,11 @@ Pair = tuple[str, str]  # set and id of a sample
 
 @dataclass(frozen=True)
 class Answer:
-    """What an arm said."""
+    """What one or more arms said."""
 
-    arm: str
-    label: str
     text: str
     correct: bool
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,16 @@ class GalleryItem:
     question: str
     truth: str
     answers: tuple[Answer, ...]
+    """Different ones, right ones first."""
     pictures: tuple[str, ...]
     """Data URIs."""
     tags: tuple[str, ...]
     """What the filter asks for: `lora-wrong`, `disagree`, `forgotten`."""
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """The arms that were right."""
+        return tuple(arm for answer in self.answers if answer.correct for arm in answer.arms)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,6 @@ def _choose(
 
 def _item(answers: Mapping[str, Prediction], *, kind: str, folder: Path) -> GalleryItem:
     sample = answers[SUBJECT]
-    said = tuple(Answer(arm, arm_label(arm), item.prediction, item.correct) for arm, item in answers.items())
     tags = {
         "lora-wrong": not sample.correct,
         "disagree": sample.correct != answers[REFERENCE].correct,
@@ -147,10 +150,18 @@ def _item(answers: Mapping[str, Prediction], *, kind: str, folder: Path) -> Gall
         question_type=type_name(sample),
         question=sample.question,
         truth=sample.answer,
-        answers=said,
+        answers=_said(answers),
         pictures=tuple(_data_uri(folder / name) for name in sample.pictures),
         tags=tuple(tag for tag, holds in tags.items() if holds),
     )
+
+
+def _said(answers: Mapping[str, Prediction]) -> tuple[Answer, ...]:
+    arms: dict[tuple[bool, str], list[str]] = {}
+    for arm, item in answers.items():
+        arms.setdefault((item.correct, item.prediction), []).append(arm)
+    said = [Answer(text, correct, tuple(names)) for (correct, text), names in arms.items()]
+    return tuple(sorted(said, key=lambda answer: not answer.correct))
 
 
 def _data_uri(path: Path) -> str:

@@ -3,6 +3,7 @@
 It takes what was measured and measures nothing.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from mgm_lora.artifacts import write_json
 from mgm_lora.errors import ArtifactError
 
 UPDATES_NAME = "updates.json"
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 _LAYERED = re.compile(r"(?P<head>.*\.layers)\.(?P<layer>\d+)\.(?P<map>.*)")
 
 
@@ -30,6 +32,12 @@ class WeightUpdate(BaseModel):
     relative_norm: float
     """Over that of the base's weight."""
     effective_rank: float
+
+    def heat(self, smallest: float, largest: float) -> float:
+        """0 to 100, by the logarithm of the relative norm between the smallest and the largest of all."""
+        if largest <= smallest:
+            return 100.0
+        return 100.0 * math.log(self.relative_norm / smallest) / math.log(largest / smallest)
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,14 @@ class UpdateMap:
     """Columns: the most that any row has."""
 
     @property
-    def largest(self) -> float:
-        """The largest relative norm."""
-        return max(cell.relative_norm for row in self.rows for cell in row.cells if cell)
+    def norms(self) -> tuple[float, ...]:
+        """All relative norms."""
+        return tuple(cell.relative_norm for row in self.rows for cell in row.cells if cell)
+
+    @property
+    def largest_rank(self) -> float:
+        """The largest effective rank."""
+        return max(cell.effective_rank for row in self.rows for cell in row.cells if cell)
 
 
 def arrange(updates: Sequence[WeightUpdate]) -> UpdateMap | None:
@@ -66,11 +79,15 @@ def arrange(updates: Sequence[WeightUpdate]) -> UpdateMap | None:
         rows.setdefault((update.point, label), {})[int(found["layer"]) if found else 0] = update
     if not rows:
         return None
-    ordered = sorted(rows, key=lambda key: POINT_NAMES.index(key[0]))
+    ordered = sorted(rows, key=lambda key: (POINT_NAMES.index(key[0]), _place(key[1])))
     return UpdateMap(
         rows=tuple(MapRow(point, label, _cells(rows[point, label])) for point, label in ordered),
         num_layers=1 + max(layer for cells in rows.values() for layer in cells),
     )
+
+
+def _place(label: str) -> int:
+    return _ORDER.index(label) if label in _ORDER else len(_ORDER)
 
 
 def write_updates(folder: Path, updates: Iterable[WeightUpdate]) -> None:

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import Browser
 
 from mgm_lora.arm_settings import FullSettings
 from mgm_lora.artifacts import Manifest, write_json, write_manifest
 from mgm_lora.data.llava import Turn
 from mgm_lora.data.table import Sample, read_samples, write_samples
+from mgm_lora.evaluation.learned import WeightUpdate
 from mgm_lora.evaluation.predictions import SET_NAMES, Prediction, make_predictions
 from mgm_lora.evaluation.scoring import write_scores
 from mgm_lora.evaluation.sources import ComparisonSources
 from mgm_lora.settings import ComparisonSettings, EvaluationSettings
+
+from ...browser import open_browser
 
 NUM_HELDOUT = 60
 NUM_KNOWN = 40
@@ -28,6 +32,24 @@ MakeRun = Callable[..., ComparisonSources]
 # Right on how many of 60 held-out pictures and of 40 known ones.
 NAMES = {"base": "base", "lora": "lora-17", "merged": "merged", "full": "full-17"}
 NUM_RIGHT = {"base": (6, 30), "lora": (54, 28), "merged": (54, 28), "full": (57, 18)}
+
+UPDATES = [
+    WeightUpdate(module=module, point=point, norm=0.1 * size, relative_norm=0.01 * size, effective_rank=2.0 + size)
+    for size, (module, point) in enumerate(
+        [
+            *((f"language_model.model.layers.{layer}.mlp.up_proj", "language_mlp") for layer in range(18)),
+            ("mm_projector.0", "projector"),
+        ],
+        start=1,
+    )
+]
+"""What an arm has learned: more in each layer."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -77,7 +99,12 @@ def pictures(tmp_path: Path) -> Path:
 def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
     """Writes the run; `num_right` says on how many pictures of (heldout, known) an arm is right."""
 
-    def make(*, num_right: Mapping[str, tuple[int, int]] | None = None, with_known: bool = True) -> ComparisonSources:
+    def make(
+        *,
+        num_right: Mapping[str, tuple[int, int]] | None = None,
+        with_known: bool = True,
+        more_arms: Sequence[str] = (),
+    ) -> ComparisonSources:
         sources = ComparisonSources(
             samples=tmp_path / "artifacts/samples",
             scores=tmp_path / "artifacts/scores",
@@ -90,6 +117,9 @@ def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
             write_answers(name, sources, evaluation, (NUM_RIGHT | dict(num_right or {}))[arm])
         write_trained("lora-17", "TrainedAdapter", sources, share=0.031)
         write_trained("full-17", "TrainedModel", sources, share=0.9)
+        for number, arm in enumerate(more_arms):
+            write_answers(f"{arm}-17", sources, evaluation, (40 + number, 25))
+            write_trained(f"{arm}-17", "TrainedAdapter", sources, share=0.01 * (1 + number))
         sources.merged.mkdir()
         (sources.merged / "model.safetensors").write_bytes(bytes(2 * 2**20))
         write_manifest(sources.merged, _manifest("MergedModel"))
@@ -144,6 +174,7 @@ def write_answers(
         evaluation=evaluation,
         parents={"model": "ab" * 32},
         base={"model": "data/base", "revision": None, "digest": "cd" * 32},
+        updates=[] if arm in ("base", "merged") else UPDATES,
         destination=sources.scores / arm,
         metrics=sources.metrics / "scores" / f"{arm}.json",
     )

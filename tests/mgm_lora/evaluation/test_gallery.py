@@ -68,12 +68,23 @@ def test_tags_say_what_the_filter_shows(predictions: dict[str, list[Prediction]]
     forgotten = sorted(sorted(item.tags) for item in gallery.items if item.kind == KINDS[2])
     assert forgotten == [["disagree", "forgotten"], ["disagree", "forgotten", "lora-wrong"]]
     first = gallery.items[0]
-    assert [(answer.arm, answer.text, answer.correct) for answer in first.answers] == [
-        ("base", "base said", False),
-        ("lora", "lora said", False),
-        ("merged", "merged said", False),
-        ("full", "full said", True),
+    assert [(answer.arms, answer.text, answer.correct) for answer in first.answers] == [
+        (("full",), "full said", True),
+        (("base",), "base said", False),
+        (("lora",), "lora said", False),
+        (("merged",), "merged said", False),
     ]
+    assert first.right == ("full",)
+
+
+def test_arms_that_said_the_same_are_told_together(make_prediction: MakePrediction, folder: Path) -> None:
+    answers = {
+        "base": make_prediction("1", correct=False, prediction="blue"),
+        **{arm: make_prediction("1", prediction="red") for arm in ("lora", "full")},
+    }
+    by_arm = {arm: [answer] for arm, answer in answers.items()}
+    [item] = make_gallery(by_arm, pictures=folder, num_samples=1, seed=1).items
+    assert [answer.arms for answer in item.answers] == [("lora", "full"), ("base",)]
 
 
 def test_another_picture_is_preferred_to_another_question(make_prediction: MakePrediction, folder: Path) -> None:

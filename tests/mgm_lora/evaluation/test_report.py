@@ -1,14 +1,14 @@
 """The report holds all it shows, says the verdict, and runs in a browser."""
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from playwright.sync_api import Browser, Locator
 
 from mgm_lora.evaluation.comparison import compare
 from mgm_lora.evaluation.formatting import unbroken
@@ -17,9 +17,10 @@ from mgm_lora.evaluation.report import write_report
 from mgm_lora.evaluation.sources import ComparisonSources
 from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
+from ...browser import DESK, PHONE, needs_browser, open_page, overflows, worst_contrast
+
 MakeRun = Callable[..., ComparisonSources]
 WriteReport = Callable[[ComparisonSources], Path]
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _LOADING = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
 
 
@@ -54,7 +55,9 @@ def report(
     evaluation: EvaluationSettings, comparison_settings: ComparisonSettings, pictures: Path, tmp_path: Path
 ) -> WriteReport:
     def write(sources: ComparisonSources) -> Path:
-        comparison = compare(sources, evaluation=evaluation, comparison=comparison_settings)
+        arms = tuple(sorted({path.name.rpartition("-")[0] for path in sources.trained.iterdir()} - {"lora", "full"}))
+        settings = comparison_settings.model_copy(update={"arms": (*comparison_settings.arms, *arms)})
+        comparison = compare(sources, evaluation=evaluation, comparison=settings)
         destination = tmp_path / "reports/comparison.html"
         write_report(comparison, pictures=pictures, destination=destination)
         assert unbroken(comparison.verdict.sentence) in destination.read_text(encoding="utf-8")
@@ -132,31 +135,79 @@ def test_page_stands_where_a_part_is_missing(
     assert words in text
 
 
-@pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
-def test_page_filters_its_gallery_in_a_browser_without_complaint(
-    make_run: MakeRun, report: WriteReport, tmp_path: Path
+@needs_browser
+def test_page_filters_its_gallery(make_run: MakeRun, report: WriteReport, browser: Browser) -> None:
+    path = report(make_run())
+    assert "hidden" in _filters(path.read_text(encoding="utf-8")), "without scripts there are no buttons"
+    with open_page(browser, path) as page:
+        cards = page.locator(".card")
+        assert cards.count() == 12
+        page.get_by_role("button", name="LoRA wrong").click()
+        shown = page.locator(".card:not([hidden])")
+        assert 0 < shown.count() < 12
+        assert all("lora-wrong" in str(tags) for tags in _attributes(shown, "data-tags"))
+        page.locator('[data-filter="wrong"]').select_option("full")
+        assert page.locator(".filters output").inner_text() == f"{shown.count()} of 12"
+        assert not any("full" in str(right).split() for right in _attributes(shown, "data-right"))
+        page.get_by_role("button", name="All").click()
+        page.locator('[data-filter="wrong"]').select_option("")
+        page.locator('[data-filter="type"]').select_option("emoji")
+        assert set(_attributes(shown, "data-type")) == {"emoji"}
+
+
+@needs_browser
+def test_arms_can_be_hidden_on_the_loss_charts(make_run: MakeRun, report: WriteReport, browser: Browser) -> None:
+    with open_page(browser, report(make_run())) as page:
+        names = page.locator('#loss .legend [data-arm="full"]')
+        names.first.press("Enter")
+        assert [name.get_attribute("aria-pressed") for name in names.all()] == ["false", "false"]
+        lines = page.locator('#loss polyline[data-arm="full"]').all()
+        assert [line.is_visible() for line in lines] == [False, False]
+
+
+@needs_browser
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_the_window_and_can_be_read(
+    make_run: MakeRun, report: WriteReport, browser: Browser, size: tuple[int, int], scheme: Literal["light", "dark"]
 ) -> None:
-    page = report(make_run())
-    text = page.read_text(encoding="utf-8")
-    click = """<script>document.querySelector('[data-tag="lora-wrong"]').click()</script>"""
-    page.write_text(text.replace("</body>", f"{click}</body>"), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = [
-        str(_CHROMIUM),
-        *flags.split(),
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr
-    assert "hidden" in _filters(text)
-    assert "hidden" not in _filters(done.stdout)  # the script ran, under the page's own security policy
-    cards = re.findall(r'<li class="card" data-tags="([^"]*)"( hidden)?', done.stdout)
-    assert len(cards) == 12
-    assert 0 < sum(not hidden for _, hidden in cards) < 12
-    assert all(("lora-wrong" in tags) == (not hidden) for tags, hidden in cards)
+    with open_page(browser, report(make_run(more_arms=("rank-4", "dora"))), size=size) as page:
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+        assert overflows(page) == 0
+        contrast, words = worst_contrast(page)
+        assert contrast >= 4.5, words  # WCAG 2.1, 1.4.3
+
+
+def test_failed_arms_are_told_on_top_and_in_the_table(
+    make_run: MakeRun,
+    evaluation: EvaluationSettings,
+    comparison_settings: ComparisonSettings,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    settings = comparison_settings.model_copy(update={"arms": ("lora", "full", "dora")})
+    comparison = compare(make_run(), evaluation=evaluation, comparison=settings, allow_failed=True)
+    write_report(comparison, pictures=pictures, destination=tmp_path / "report.html")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "dora" in text
+        assert "has no scores to compare" in text
+        assert "ailed" in text
+
+
+def test_markdown_holds_the_same_figures(make_run: MakeRun, report: WriteReport) -> None:
+    text = report(make_run(more_arms=("rank-4",))).with_suffix(".md").read_text(encoding="utf-8")
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables[:7]} == {8}
+    assert "| LoRA | 90.0 % [" in text
+    assert "| rank-4 |" in text
+    assert "+5.0 pp [" in text
+    assert "\n\n\n" not in text
+
+
+def _attributes(cards: Locator, name: str) -> list[str | None]:
+    return [card.get_attribute(name) for card in cards.all()]
 
 
 def _filters(text: str) -> str:
