@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mgm_lora.artifacts import read_manifest, size_on_disk
-from mgm_lora.errors import BaseChangedError, CheckpointError, PromotionRefusedError
+from mgm_lora.errors import ArtifactError, BaseChangedError, CheckpointError, PromotionRefusedError, RegistryError
 from mgm_lora.evaluation.gate import Case, Rival, RuleResult, judge_case
 from mgm_lora.evaluation.predictions import Prediction
 from mgm_lora.model.base import Base, find_base
@@ -109,11 +109,8 @@ def show_json(judgement: Judgement) -> None:
 
 def _judge(settings: Settings, *, store: Store, files: VersionFiles, champion: int | None) -> Judgement:
     name, number = settings.registry.model_name, int(files.version.version)
-    rival = None
-    learned = files.evidence.train_pictures()
-    if champion is not None:
-        rival = fetch_version(find_version(version_uri(str(champion), model_name=name), store=store), store=store)
-        learned |= rival.evidence.train_pictures()
+    reigning = None if champion is None else _find_reigning(champion, store=store, model_name=name)
+    learned = files.evidence.train_pictures() | (reigning.learned if reigning else frozenset())
     questions = read_questions(settings.data, learned=learned)
     if questions.num_left_out:
         logger.warning(
@@ -123,9 +120,30 @@ def _judge(settings: Settings, *, store: Store, files: VersionFiles, champion: i
         )
     todays_base = find_base(settings.base)
     case = _try_candidate(settings, files=files, questions=questions, todays_base=todays_base)
-    met = None if rival is None else _meet(settings, rival=rival, questions=questions, todays_base=todays_base)
+    met = _meet(settings, reigning=reigning, questions=questions, todays_base=todays_base) if reigning else None
     rules = judge_case(replace(case, champion=met), promotion=settings.promotion, evaluation=settings.evaluation)
     return Judgement(name, number, champion, rules, questions.num_left_out)
+
+
+@dataclass(frozen=True)
+class _Reigning:
+    """The champion, as the registry gives it."""
+
+    name: str
+    files: VersionFiles | None
+    """None where they can't be had."""
+    learned: frozenset[str] = frozenset()
+    problem: str = ""
+
+
+def _find_reigning(champion: int, *, store: Store, model_name: str) -> _Reigning:
+    name = f"version {champion}"
+    version = find_version(version_uri(str(champion), model_name=model_name), store=store)
+    try:
+        files = fetch_version(version, store=store)
+        return _Reigning(name, files, learned=files.evidence.train_pictures())
+    except (RegistryError, ArtifactError) as error:
+        return _Reigning(name, None, problem=str(error))
 
 
 def _try_candidate(settings: Settings, *, files: VersionFiles, questions: TodaysQuestions, todays_base: Base) -> Case:
@@ -149,15 +167,17 @@ def _try_candidate(settings: Settings, *, files: VersionFiles, questions: Todays
     )
 
 
-def _meet(settings: Settings, *, rival: VersionFiles, questions: TodaysQuestions, todays_base: Base) -> Rival:
+def _meet(settings: Settings, *, reigning: _Reigning, questions: TodaysQuestions, todays_base: Base) -> Rival:
     """The champion, asked anew."""
-    name = f"version {rival.version.version}"
+    if reigning.files is None:
+        return Rival(reigning.name, (), problem=reigning.problem)
     try:
-        base = _base_of(rival, todays_base=todays_base)
+        base = _base_of(reigning.files, todays_base=todays_base)
     except (BaseChangedError, CheckpointError) as error:
-        return Rival(name, (), problem=str(error))
-    model = load_adapted(rival.adapter, base=base)
-    return Rival(name, _answers(settings, model, base=base, questions=questions, label=f"{name} ({CHAMPION})"))
+        return Rival(reigning.name, (), problem=str(error))
+    model = load_adapted(reigning.files.adapter, base=base)
+    label = f"{reigning.name} ({CHAMPION})"
+    return Rival(reigning.name, _answers(settings, model, base=base, questions=questions, label=label))
 
 
 def _answers(settings: Settings, model: Any, *, base: Base, questions: TodaysQuestions, label: str) -> list[Prediction]:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import torch
 from PIL import Image
 
@@ -30,6 +31,7 @@ from ..small_project import write_params
 WORSE, BETTER = 5, 6
 NUM_HELDOUT, NUM_KNOWN, NUM_TRAIN = 40, 10, 8
 REGISTRY = RegistrySettings(tracking_uri="sqlite:///mlflow.db", experiment="mgm-lora", model_name="demo")
+DESTINATION = Path("artifacts/registered")
 ARMS = ("base", "lora-5", "merged", "full-5")
 QUESTIONS = ("What is it?", "Which colour?", "How many?")
 EVALUATION = EvaluationSettings(
@@ -82,6 +84,20 @@ def make_pipeline(root: Path, *, base: Path) -> None:
     write_pipeline_params(root)
     (root / SOURCES.pipeline).write_text("stages: {}\n")
     (root / SOURCES.lock).write_text("schema: '2.0'\n")
+
+
+def copy_project(pipeline: Path, store: Path, root: Path) -> None:
+    """A pipeline of a test's own, with a store of its own."""
+    shutil.copytree(pipeline, root)
+    shutil.copy(store, root / "mlflow.db")
+
+
+def forget_store() -> None:
+    """MLflow keeps where it was pointed to."""
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 def write_pipeline_params(root: Path, change: dict[str, Any] | None = None) -> None:

@@ -1,13 +1,11 @@
-"""A small finished pipeline with a real adapter on the tiny base, and an MLflow store to register it in."""
+"""An MLflow store to register a small finished pipeline in, and one where it is registered already."""
 
-import shutil
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -18,9 +16,18 @@ from mgm_lora.registry.store import open_store
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
 from mgm_lora.settings import RegistrySettings
 
-from ..pipelines import ARMS, QUESTIONS, REGISTRY, SOURCES, make_pipeline, write_adapter, write_arm_scores, write_merged
-
-DESTINATION = Path("artifacts/registered")
+from ..pipelines import (
+    ARMS,
+    DESTINATION,
+    QUESTIONS,
+    REGISTRY,
+    SOURCES,
+    copy_project,
+    forget_store,
+    write_adapter,
+    write_arm_scores,
+    write_merged,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,32 +49,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished_pipeline(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project's folder after the stage `compare`. Read only."""
-    root = tmp_path_factory.mktemp("pipeline")
-    make_pipeline(root, base=tiny_base)
-    return root
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables and no experiment of ours: making them takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="session")
 def registered_project(
     finished_pipeline: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, RegisteredVersion]:
     """A project that was registered once, for tests that only look."""
     root = tmp_path_factory.mktemp("registered") / "project"
-    _copy_project(finished_pipeline, empty_store, root)
+    copy_project(finished_pipeline, empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         registered = register_adapter(SOURCES, registry=REGISTRY, arms=ARMS, destination=DESTINATION)
-        _forget_store()
+        forget_store()
     return root, registered
 
 
@@ -80,7 +71,7 @@ def registered(
     monkeypatch.chdir(root)
     open_store(REGISTRY)
     yield registered
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
@@ -89,10 +80,10 @@ def project(
 ) -> Iterator[Path]:
     """A finished pipeline of the test's own as the working directory, with a store of its own."""
     root = tmp_path / "project"
-    _copy_project(finished_pipeline, empty_store, root)
+    copy_project(finished_pipeline, empty_store, root)
     monkeypatch.chdir(root)
     yield root
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
@@ -165,15 +156,3 @@ def train_again(project: Path) -> Callable[[int], None]:
 def merge_again(project: Path) -> Callable[..., None]:
     """Writes the proof anew."""
     return lambda *, passed: write_merged(project, passed=passed)
-
-
-def _copy_project(pipeline: Path, store: Path, root: Path) -> None:
-    shutil.copytree(pipeline, root)
-    shutil.copy(store, root / "mlflow.db")
-
-
-def _forget_store() -> None:
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
