@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mgm_lora import tools
+from mgm_lora import registry_tools, tools
 from mgm_lora.errors import MgmLoraError
 from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
 
@@ -30,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _TOOLS = "Beside the pipeline"
+_REGISTRY = "What is registered"
 Seed = Annotated[int | None, typer.Option(help="One of comparison.seeds; none: the first of them.")]
 
 
@@ -168,6 +169,9 @@ app.command("import", rich_help_panel=_TOOLS)(tools.import_data)
 app.command("convert", rich_help_panel=_TOOLS)(tools.convert)
 app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
 app.command("benchmark", rich_help_panel=_TOOLS)(tools.benchmark)
+app.command("promote", rich_help_panel=_REGISTRY)(registry_tools.promote)
+app.command("rollback", rich_help_panel=_REGISTRY)(registry_tools.rollback)
+app.add_typer(registry_tools.registry, name="registry", rich_help_panel=_REGISTRY)
 
 
 def _quieten_libraries() -> None:

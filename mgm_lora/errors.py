@@ -84,6 +84,30 @@ class RegistryError(MgmLoraError, LookupError):
     """A registered version can't be found, read or written."""
 
 
+class StoreUnreachableError(RegistryError, ConnectionError):
+    """MLflow's server doesn't answer; what was to be written can be written later."""
+
+    exit_code = 4
+
+
+class BusyRegistryError(RegistryError, BlockingIOError):
+    """Another process changes the same registered model, or has changed it meanwhile."""
+
+    exit_code = 4
+
+
+class PromotionRefusedError(MgmLoraError, ValueError):
+    """A version doesn't keep the rules of the section `promotion`; the message names those that it breaks."""
+
+    exit_code = 3
+
+
+class NotReproducedError(MgmLoraError, ArithmeticError):
+    """A version that was made again has another digest."""
+
+    exit_code = 3
+
+
 class StorageError(MgmLoraError, OSError):
     """The output can't be written: no space, no permission."""
 

@@ -7,7 +7,7 @@ value that can only be judged against those (does a point match a module?) is ju
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from mgm_lora.arm_settings import ArmSettings, FullSettings, SharedPart
 from mgm_lora.errors import SettingsError
-from mgm_lora.sections import LearningRate, RelativePath, Section, Share
+from mgm_lora.sections import Address, LearningRate, RelativePath, SecretInAddressError, Section, Share
 
 SUBJECT = "lora"
 """The arm that is merged, registered and judged."""
@@ -240,12 +240,31 @@ class ComparisonSettings(Section):
 class RegistrySettings(Section):
     """Where runs and versions go."""
 
-    tracking_uri: str = Field(min_length=1)
-    """MLflow's store: `sqlite:///mlflow.db`, or a server's address."""
+    tracking_uri: Address
+    """MLflow's store: `sqlite:///mlflow.db`, or a server's address. No password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say it."""
     experiment: str = Field(min_length=1)
     """MLflow's experiment."""
     model_name: str = Field(min_length=1, pattern=r"^[^/:.%\"']+$")
     """The registered model's name."""
+
+
+class PromotionSettings(Section):
+    """What a version must keep to become the champion; a rule that is null is not asked. No stage depends on it."""
+
+    confidence: float = Field(gt=0.75, lt=1.0)
+    """Of what is shown about differences of scores, one-sided: better than the base, not worse than the champion."""
+    champion_margin: Share
+    """How much of the score it may lose against the champion on the same questions: 0.02 is two percentage points."""
+    min_retention: float | None = Field(gt=0.0)
+    """Of the full fine-tune's score, as it was registered."""
+    max_forgetting: float | None = Field(ge=-1.0, le=1.0)
+    """What the base knew and it doesn't, as a share of the questions of `known`."""
+    max_adapter_mib: float | None = Field(gt=0.0)
+    """The adapter's files."""
+    max_seconds_per_answer: float | None = Field(gt=0.0)
+    """Median over single questions on the machine that promotes."""
+    num_timed_questions: int = Field(ge=1)
+    """Held-out questions that are timed."""
 
 
 class Settings(Section):
@@ -263,6 +282,7 @@ class Settings(Section):
     evaluation: EvaluationSettings
     comparison: ComparisonSettings
     registry: RegistrySettings
+    promotion: PromotionSettings
 
     def arm(self, name: str) -> ArmSettings:
         """The arm of that name, with what all arms share; raises SettingsError where there is none."""
@@ -355,4 +375,5 @@ def _message(problem: dict[str, object]) -> str:
         return "is no setting of mgm-lora (misspelt?)"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
-    return message if isinstance(found, dict) else f"{message}; found {found!r}"
+    is_secret = isinstance(cast(dict[str, object], problem.get("ctx", {})).get("error"), SecretInAddressError)
+    return message if isinstance(found, dict) or is_secret else f"{message}; found {found!r}"

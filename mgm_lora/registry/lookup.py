@@ -1,21 +1,34 @@
-"""Finds registered versions by `models:/<name>@<alias>` or `models:/<name>/<version>`; doesn't load them."""
+"""Finds registered versions by `models:/<name>@<alias>` or `models:/<name>/<version>`, and brings their files; doesn't load them."""
 
 import atexit
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mgm_lora.errors import RegistryError
 from mgm_lora.registry.answering_model import ADAPTER_ARTIFACT
+from mgm_lora.registry.evidence import FOLDER, Evidence
+from mgm_lora.registry.lock import is_lock
 from mgm_lora.registry.store import Store, open_store
 from mgm_lora.settings import RegistrySettings
 
 SCHEME = "models:/"
+
+
+@dataclass(frozen=True)
+class VersionFiles:
+    """What a version holds, on this machine."""
+
+    version: ModelVersion
+    adapter: Path
+    """The folder of its TrainedAdapter."""
+    evidence: Evidence
 
 
 def resolve_version(uri: str, *, registry: RegistrySettings) -> Path:
@@ -25,7 +38,12 @@ def resolve_version(uri: str, *, registry: RegistrySettings) -> Path:
         RegistryError: there is no such version (those that exist are named), or its files can't be read.
     """
     store = open_store(registry)
-    version = find_version(uri, store=store)
+    return fetch_version(find_version(uri, store=store), store=store).adapter
+
+
+def fetch_version(version: ModelVersion, *, store: Store) -> VersionFiles:
+    """A version's files, brought as `resolve_version` does; raises RegistryError where they can't be read."""
+    uri = f"{SCHEME}{version.name}/{version.version}"
     try:
         location = store.client.get_model_version_download_uri(version.name, version.version)
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=location))
@@ -39,7 +57,24 @@ def resolve_version(uri: str, *, registry: RegistrySettings) -> Path:
         ) from error
     if not adapter.is_dir():
         raise RegistryError(f"'{uri}' should hold an adapter at '{adapter}', which is not there")
-    return adapter
+    return VersionFiles(version, adapter, Evidence(folder / FOLDER))
+
+
+def version_uri(text: str, *, model_name: str) -> str:
+    """The address that a person means by `3`, `champion`, or an address of that model's own.
+
+    Raises:
+        RegistryError: it is of another model.
+    """
+    if not text.startswith(SCHEME):
+        return f"{SCHEME}{model_name}/{text}" if text.isdecimal() else f"{SCHEME}{model_name}@{text}"
+    name = re.split("[@/]", text.removeprefix(SCHEME), maxsplit=1)[0]
+    if name != model_name:
+        raise RegistryError(
+            f"'{text}' is of the model '{name}', and this is about versions of '{model_name}' (registry.model_name): name one of these, by its"
+            " number or alias"
+        )
+    return text
 
 
 def find_version(uri: str, *, store: Store) -> ModelVersion:
@@ -52,12 +87,24 @@ def find_version(uri: str, *, store: Store) -> ModelVersion:
             return store.client.get_model_version_by_alias(match["name"], match["alias"])
         return store.client.get_model_version(match["name"], match["version"])
     except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         raise RegistryError(f"no version '{uri}' in '{store.tracking_uri}'. {_existing(store)}") from error
+
+
+def find_model(name: str, *, store: Store) -> RegisteredModel:
+    """The registered model of that name; raises RegistryError, naming those that exist."""
+    try:
+        return store.client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise RegistryError(f"no model '{name}' in '{store.tracking_uri}'. {_existing(store)}") from error
 
 
 def _existing(store: Store) -> str:
     lines = []
-    for model in store.client.search_registered_models():
+    for model in [model for model in store.client.search_registered_models() if not is_lock(model)]:
         numbers = sorted(
             int(version.version) for version in store.client.search_model_versions(f"name = '{model.name}'")
         )

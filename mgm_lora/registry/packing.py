@@ -1,4 +1,4 @@
-"""Makes the folder of a registered version: adapter, code, signature, example, exact requirements; no base.
+"""Makes the folder of a registered version: adapter, code, signature, example, exact requirements, evidence; no base.
 
 Nothing is loaded for it: MLflow would run the model to guess the requirements and to try the example. It doesn't know
 MLflow's store.
@@ -21,6 +21,7 @@ from PIL import Image
 
 from mgm_lora.errors import ArtifactError
 from mgm_lora.registry.answering_model import ADAPTER_ARTIFACT, PICTURE_COLUMN, QUESTION_COLUMN
+from mgm_lora.registry.evidence import FOLDER, write_evidence
 from mgm_lora.registry.records import PipelineRecord
 
 REQUIREMENTS = (
@@ -62,6 +63,7 @@ def pack_model(record: PipelineRecord, *, mlflow_model: Model, destination: Path
     )
     for folder in list(destination.rglob("__pycache__")):
         shutil.rmtree(folder)
+    write_evidence(record, folder=destination / FOLDER)
 
 
 def make_example(record: PipelineRecord) -> pd.DataFrame:

@@ -1,11 +1,10 @@
-"""What a registration reads: every arm's artifacts, checked to be whole and to belong together.
+"""What a registration reads: every arm's artifacts, figures and pages, and what they were made from.
 
-All of it before the store is touched. It doesn't know MLflow.
+All of it before the store is touched. It doesn't judge (gates.py does) and doesn't know MLflow.
 """
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_file, digest_folder, read_manifest
-from mgm_lora.errors import ArtifactError, ContractError, MergeProofError
+from mgm_lora.artifacts import Manifest, digest_file, digest_folder, read_manifest
+from mgm_lora.errors import ArtifactError
+from mgm_lora.registry.source_state import SourceState, read_source_state
 
 _UNTRAINED = ("base", "merged")
 _TRAINED_KINDS = ("TrainedAdapter", "TrainedModel")
@@ -37,11 +37,15 @@ class RegistrationSources:
     scores: Path
     """Holds a folder of Scores per model."""
     metrics: Path
-    """Holds `train/<name>.json` and `comparison.json`."""
+    """Holds `scores/<name>.json`, `train/<name>.json` and `comparison.json`."""
     report: Path
     data_docs: Path
+    params: Path
+    """The settings file."""
+    pipeline: Path
+    """`dvc.yaml`; need not be there, and so the lock."""
     lock: Path
-    """`dvc.lock`; need not be there."""
+    """`dvc.lock`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class ArmRecord:
     name: str
     scores: Path
     scores_manifest: Manifest
+    figures: Mapping[str, float]
+    """Scores by name, as DVC shows them."""
     trained: Path | None
     trained_manifest: Manifest | None
     history: Mapping[str, Sequence[Mapping[str, float]]]
@@ -81,11 +87,11 @@ class PipelineRecord:
 
     sources: RegistrationSources
     arms: Mapping[str, ArmRecord]
+    samples_manifest: Manifest
     merged_manifest: Manifest
     datasets: tuple[Dataset, ...]
     comparison: Mapping[str, Any]
-    commit: str | None
-    """Of git, where there is one."""
+    source: SourceState
 
     @property
     def adapter(self) -> Path:
@@ -107,10 +113,13 @@ class PipelineRecord:
 
     @cached_property
     def adapter_digest(self) -> str:
-        """Identity of the adapter: its weights, what scales them and the base below; not which run made it."""
-        manifest = self.adapter_manifest
-        weights = digest_folder(self.adapter, pattern="*.safetensors")
-        return _digest([weights, manifest.settings.get("arm"), manifest.base["digest"]])
+        """Identity of the adapter."""
+        return digest_adapter(self.adapter)
+
+    @cached_property
+    def samples_digest(self) -> str:
+        """Identity of the SampleTable, as those that were made from it name it."""
+        return digest_folder(self.sources.samples)
 
     @cached_property
     def data_digest(self) -> str:
@@ -143,38 +152,42 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
         arms: names of the models with scores; the subject must be among them.
 
     Raises:
-        ArtifactError: something is missing, not whole, or of another adapter.
-        ContractError: the adapter's training was not checked to be what was asked.
-        MergeProofError: the merged model was not proven to be the adapter.
+        ArtifactError: something is missing or not whole.
     """
-    read_manifest(sources.samples, kind="SampleTable")
     record = PipelineRecord(
         sources=sources,
         arms={name: _read_arm(name, sources) for name in arms},
+        samples_manifest=read_manifest(sources.samples, kind="SampleTable"),
         merged_manifest=read_manifest(sources.merged, kind="MergedModel"),
         datasets=tuple(_dataset(path) for path in sorted(sources.samples.glob("*.parquet")) if path.stem != "rejects"),
         comparison=_read_json(sources.metrics / "comparison.json", stage="compare"),
-        commit=_find_commit(),
+        source=read_source_state(sources.lock),
     )
     for path in (sources.report, sources.data_docs):
         if not path.exists():
             raise ArtifactError(f"no '{path}' to register: run `dvc repro`")
-    if not record.adapter_manifest.base.get("digest"):
-        raise ArtifactError(f"the manifest of '{record.adapter}' names no base digest: train again")
-    _check_contract(record)
-    _check_proof(record)
     return record
+
+
+def digest_adapter(folder: Path) -> str:
+    """Identity of a TrainedAdapter: its weights, what scales them and the base below; not which run made it."""
+    manifest = read_manifest(folder, kind="TrainedAdapter")
+    weights = digest_folder(folder, pattern="*.safetensors")
+    return _digest([weights, manifest.settings.get("arm"), manifest.base.get("digest")])
 
 
 def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
     scores = sources.scores / name
     trained = sources.trained / name
+    manifest = read_manifest(scores, kind="Scores")
+    figures = _read_json(sources.metrics / "scores" / f"{name}.json", stage="evaluate")
     if name in _UNTRAINED:
-        return ArmRecord(name, scores, read_manifest(scores, kind="Scores"), None, None, {}, {})
+        return ArmRecord(name, scores, manifest, figures, None, None, {}, {})
     return ArmRecord(
         name=name,
         scores=scores,
-        scores_manifest=read_manifest(scores, kind="Scores"),
+        scores_manifest=manifest,
+        figures=figures,
         trained=trained,
         trained_manifest=read_manifest(trained, kind=_TRAINED_KINDS),
         history=_read_json(trained / _HISTORY_NAME, stage=f"train@{name}"),
@@ -184,33 +197,6 @@ def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
 
 def _dataset(path: Path) -> Dataset:
     return Dataset(path.stem, path, digest_file(path), pq.read_metadata(path).num_rows)
-
-
-def _check_proof(record: PipelineRecord) -> None:
-    manifest = record.merged_manifest
-    if manifest.parents.get("adapter") != digest_folder(record.adapter):
-        raise ArtifactError(
-            f"'{record.sources.merged}' was merged from another adapter than '{record.adapter}', so its proof says"
-            " nothing of this one: run `dvc repro merge`"
-        )
-    proof = record.proof
-    difference, bound = proof.get("max_logit_difference"), proof.get("bound")
-    holds = proof.get("passed") is True and difference is not None and bound is not None and difference <= bound
-    if not holds:
-        raise MergeProofError(
-            f"the merge proof of '{record.sources.merged}' does not hold (difference {difference}, bound {bound}, passed"
-            f" {proof.get('passed')}), so '{record.adapter}' is not registered: run `dvc repro merge` and look at its message"
-        )
-
-
-def _check_contract(record: PipelineRecord) -> None:
-    contract = record.adapter_manifest.details.get("contract", {})
-    missing = [check for check in CONTRACT_CHECKS if check not in contract.get("held", [])]
-    if missing:
-        raise ContractError(
-            f"the manifest of '{record.adapter}' does not say that what was asked is what trained (missing: {', '.join(missing)}),"
-            " so it is not registered: run `dvc repro train`"
-        )
 
 
 def _read_json(path: Path, *, stage: str) -> dict[str, Any]:
@@ -223,15 +209,6 @@ def _read_json(path: Path, *, stage: str) -> dict[str, Any]:
             f"'{path}' must hold figures by name, found {type(value).__name__}: run `dvc repro {stage}`"
         )
     return value
-
-
-def _find_commit() -> str | None:
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _digest(value: object) -> str:

@@ -79,7 +79,7 @@ def _discard(client: MlflowClient, run: Run, *, children: Sequence[Run]) -> None
 def link_model(store: Store, *, run_id: str, model_id: str, arm: ArmRecord) -> None:
     """Makes a logged model the run's output, and the arm's scores the model's own."""
     store.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
-    scores = _numbers(arm.scores_manifest.details)
+    scores = _numbers(arm.figures)
     _log(store.client, run_id, metrics=_metrics(scores, model_id=model_id))
 
 
@@ -95,7 +95,7 @@ def _search(store: Store, tag: str, value: str) -> list[Run]:
 
 
 def _parent_tags(record: PipelineRecord) -> dict[str, str]:
-    commit = {"mlflow.source.git.commit": record.commit} if record.commit else {}
+    commit = {"mlflow.source.git.commit": record.source.commit} if record.source.commit else {}
     return {IDENTITY_TAG: record.identity, **commit}
 
 
@@ -151,7 +151,7 @@ def _curves(arm: ArmRecord) -> list[Metric]:
 
 def _figures(arm: ArmRecord) -> dict[str, float]:
     """Scores under their own names; what the training took apart from the curves that bear the same names."""
-    return {**_numbers(arm.scores_manifest.details), **{f"training/{name}": value for name, value in arm.cost.items()}}
+    return {**_numbers(arm.figures), **{f"training/{name}": value for name, value in arm.cost.items()}}
 
 
 def _datasets(record: PipelineRecord, *, is_trained: bool) -> list[DatasetInput]:

@@ -9,7 +9,8 @@ nothing of what is stored.
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mlflow.telemetry import set_telemetry_client
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from mgm_lora.errors import RegistryError
+from mgm_lora.errors import RegistryError, StoreUnreachableError
 from mgm_lora.settings import RegistrySettings
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,7 @@ def open_store(registry: RegistrySettings) -> Store:
         if experiment is None:
             experiment = _create_experiment(client, name=registry.experiment, database=database)
     except MlflowException as error:
-        raise RegistryError(
-            f"MLflow's store '{registry.tracking_uri}' can't be opened: {str(error).splitlines()[0]}."
-            " Look at registry.tracking_uri, and whether the server runs"
-        ) from error
+        raise store_error(error, doing="open MLflow's store", registry=registry) from error
     if experiment.lifecycle_stage != "active":
         raise RegistryError(
             f"MLflow's experiment '{registry.experiment}' was deleted: restore it with `mlflow experiments restore"
@@ -74,6 +72,45 @@ def open_store(registry: RegistrySettings) -> Store:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # "downloading" is a copy here
         _follow_move(database, recorded=Path(experiment.artifact_location))
     return Store(client=client, experiment_id=experiment.experiment_id, tracking_uri=address)
+
+
+@contextmanager
+def telling_store_errors(doing: str, *, registry: RegistrySettings) -> Iterator[None]:
+    """A block whose errors of MLflow's are told as `store_error` does."""
+    try:
+        yield
+    except MlflowException as error:
+        raise store_error(error, doing=doing, registry=registry) from error
+
+
+def store_error(error: Exception, *, doing: str, registry: RegistrySettings) -> RegistryError:
+    """What to tell of an error of MLflow's, or of the files of its store: StoreUnreachableError where the same may go well later."""
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    place = f"registry.tracking_uri '{registry.tracking_uri}'"
+    if _is_unreachable(error):
+        return StoreUnreachableError(
+            f"can't {doing}: {place} doesn't answer ({told}). Nothing is lost: start the server (`make up`), and run the same again"
+        )
+    if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+        return RegistryError(
+            f"can't {doing}: {place} lets nobody in who doesn't say who they are, or not you ({told}). Set MLFLOW_TRACKING_USERNAME and"
+            " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return RegistryError(f"can't {doing}: {told}. Look at {place}, and whether there is space and permission")
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether a request found no server, or one that couldn't answer now; MLflow raises without saying so."""
+    if not isinstance(error, MlflowException):
+        return isinstance(error, ConnectionError | TimeoutError)
+    if error.get_http_status_code() in (429, 502, 503, 504):
+        return True
+    cause = error.__cause__ or error.__context__
+    return isinstance(cause, OSError) and type(cause).__module__.partition(".")[0] in (
+        "requests",
+        "urllib3",
+        "builtins",
+    )
 
 
 def _prepare() -> None:

@@ -1,8 +1,8 @@
 """Registers an adapter: a version with all that speaks for it, under a number and an alias.
 
-A version is found again by the digest of its adapter, so the same adapter has one version. All is checked before the
-store is touched; what a failing registration has written is taken back, and the alias moves last. It doesn't decide
-which version is good: `challenger` is the one that was registered last.
+A version is found again by the digest of its adapter, so the same adapter has one version, also where two machines register it at once. All is
+checked before the store is touched; what a failing registration has written is taken back, and the alias moves last. It doesn't decide which
+version is good: `challenger` is the one that was registered last.
 """
 
 import logging
@@ -16,21 +16,24 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mgm_lora.arm_settings import LoraSettings
-from mgm_lora.artifacts import Manifest, digest_file, new_artifact, write_manifest
-from mgm_lora.errors import MgmLoraError, RegistryError
+from mgm_lora.artifacts import Manifest, new_artifact, write_manifest
+from mgm_lora.errors import MgmLoraError
+from mgm_lora.registry.evidence import FOLDER, write_evidence
+from mgm_lora.registry.gates import check_registrable
+from mgm_lora.registry.lock import hold_lock
 from mgm_lora.registry.packing import pack_model
 from mgm_lora.registry.records import PipelineRecord, RegistrationSources, read_pipeline
 from mgm_lora.registry.runs import Runs, link_model, quietly, write_runs
-from mgm_lora.registry.store import Store, open_store
+from mgm_lora.registry.store import Store, open_store, store_error
+from mgm_lora.registry.tags import DIGEST_TAG, make_tags
 from mgm_lora.settings import RegistrySettings
 
 logger = logging.getLogger(__name__)
 
 KIND = "RegisteredVersion"
 ALIAS = "challenger"
-DIGEST_TAG = "adapter_digest"
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,13 @@ def register_adapter(
     """Writes the runs, makes a version of the adapter (or finds the one it has), calls it `challenger`.
 
     Raises:
-        ArtifactError: something that belongs to a version is missing or of another adapter.
-        ContractError: the adapter's training was not checked to be what was asked.
-        MergeProofError: the merged model was not proven to be the adapter.
+        ArtifactError: something that belongs to a version is missing.
         RegistryError: the store can't be opened, or a step failed in it; what was written is taken back.
+        StoreUnreachableError: the server doesn't answer; the same can be run again.
+        and what `check_registrable` raises where the adapter may not be registered.
     """
     record = read_pipeline(sources, arms=arms)
+    check_registrable(record)
     store = open_store(registry)
     try:
         with ExitStack() as undo:
@@ -69,10 +73,8 @@ def register_adapter(
     except MgmLoraError:
         raise
     except (MlflowException, OSError) as error:
-        raise RegistryError(
-            f"the adapter '{record.adapter}' could not be registered at '{registry.tracking_uri}':"
-            f" {str(error).splitlines()[0]}. What was written was taken back; run `dvc repro register` again"
-        ) from error
+        doing = f"register the adapter '{record.adapter}' (what was written is taken back)"
+        raise store_error(error, doing=doing, registry=registry) from error
     logger.info("registered %s@%s = %s", registered.name, registered.alias, registered.uri)
     return registered
 
@@ -84,7 +86,9 @@ def _register(
     version = _find_version(store, name=registry.model_name, digest=record.adapter_digest)
     if version is None:
         version = _create_version(store, name=registry.model_name, record=record, runs=runs, undo=undo)
-    for key, value in _tags(record, runs).items():
+    else:
+        _renew_evidence(store, version=version, record=record)
+    for key, value in make_tags(record, parent_run=runs.parent).items():
         store.client.set_model_version_tag(version.name, version.version, key, value)
     registered = _describe(version, record=record, runs=runs)
     with new_artifact(destination) as folder:
@@ -101,6 +105,28 @@ def _find_version(store: Store, *, name: str, digest: str) -> ModelVersion | Non
 def _create_version(store: Store, *, name: str, record: PipelineRecord, runs: Runs, undo: ExitStack) -> ModelVersion:
     client = store.client
     run_id = runs.arms[record.sources.subject]
+    model_id = _upload_model(store, record=record, run_id=run_id, undo=undo)
+    with hold_lock(store, model_name=name) as lock:
+        version = _find_version(store, name=name, digest=record.adapter_digest)
+        if version is not None:  # another one registered it during the upload
+            client.delete_logged_model(model_id)
+            return version
+        _ensure_registered_model(store, name)
+        lock.check()
+        version = client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            tags={DIGEST_TAG: record.adapter_digest},
+        )
+    undo.callback(quietly, client.delete_model_version, name, version.version)
+    link_model(store, run_id=run_id, model_id=model_id, arm=record.arms[record.sources.subject])
+    return version
+
+
+def _upload_model(store: Store, *, record: PipelineRecord, run_id: str, undo: ExitStack) -> str:
+    client = store.client
     logged = mlflow.initialize_logged_model(
         name="adapter", source_run_id=run_id, experiment_id=store.experiment_id, model_type="lora-adapter"
     )
@@ -112,17 +138,18 @@ def _create_version(store: Store, *, name: str, record: PipelineRecord, runs: Ru
         pack_model(record, mlflow_model=model, destination=Path(folder) / "model")
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
-    link_model(store, run_id=run_id, model_id=logged.model_id, arm=record.arms[record.sources.subject])
-    _ensure_registered_model(store, name)
-    version = client.create_model_version(
-        name,
-        source=f"models:/{logged.model_id}",
-        run_id=run_id,
-        model_id=logged.model_id,
-        tags={DIGEST_TAG: record.adapter_digest},
-    )
-    undo.callback(quietly, client.delete_model_version, name, version.version)
-    return version
+    return str(logged.model_id)
+
+
+def _renew_evidence(store: Store, *, version: ModelVersion, record: PipelineRecord) -> None:
+    """The same adapter, in another comparison."""
+    with TemporaryDirectory(prefix="mgm-lora-") as folder:
+        write_evidence(record, folder=Path(folder) / FOLDER)
+        model_id = str(version.source).removeprefix("models:/")  # a server doesn't tell version.model_id
+        location = store.client.get_logged_model(model_id).artifact_location
+        get_artifact_repository(location, tracking_uri=store.tracking_uri).log_artifacts(
+            folder
+        )  # the client's own remembers old places
 
 
 def _ensure_registered_model(store: Store, name: str) -> None:
@@ -135,29 +162,6 @@ def _move_alias(store: Store, *, version: ModelVersion, undo: ExitStack) -> None
     store.client.set_registered_model_alias(version.name, ALIAS, version.version)
     if before is not None:
         undo.callback(quietly, store.client.set_registered_model_alias, version.name, ALIAS, before)
-
-
-def _tags(record: PipelineRecord, runs: Runs) -> dict[str, str]:
-    manifest = record.adapter_manifest
-    points = LoraSettings.model_validate(manifest.settings["arm"]).points()
-    ranks = {name: point.rank if point.mode == "lora" else "full" for name, point in points.items()}
-    retention = record.comparison.get("retention")
-    tags = {
-        DIGEST_TAG: record.adapter_digest,
-        "base": str(manifest.base.get("model")),
-        "base_digest": str(manifest.base["digest"]),
-        "data_digest": record.data_digest,
-        "points": ",".join(points),
-        "rank": ",".join(f"{name}={rank}" for name, rank in ranks.items()),
-        "merge_precision": str(record.proof.get("precision")),
-        "merge_difference": f"{record.proof['max_logit_difference']:.2e}",
-        "merge_bound": f"{record.proof['bound']:.2e}",
-        "retention": "unknown" if retention is None else str(retention),
-        "parent_run": runs.parent,
-    }
-    if record.sources.lock.is_file():
-        tags["dvc_lock_digest"] = digest_file(record.sources.lock)
-    return {**tags, "git_commit": record.commit} if record.commit else tags
 
 
 def _describe(version: ModelVersion, *, record: PipelineRecord, runs: Runs) -> RegisteredVersion:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
 DATA = Path("data")
 REPORTS = Path("reports")
 SAMPLES = Path("artifacts/samples")
@@ -19,6 +21,7 @@ PLAN_PICTURE = Path("reports/plan.png")
 CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs
 TRAIN_METRICS = Path("metrics/train")
 SCORE_METRICS = Path("metrics/scores")
+REPRODUCED = Path("build/reproduced")
 RANKS = Path("build/ranks")  # what the processes of a training on several cards are given
 
 UNTRAINED = ("base", "merged")

@@ -1,7 +1,5 @@
 """The stage `register`: the runs in MLflow, and the adapter as a version."""
 
-from pathlib import Path
-
 from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
 from mgm_lora.settings import SUBJECT, Settings
@@ -20,7 +18,9 @@ def run(settings: Settings) -> RegisteredVersion:
         metrics=paths.METRICS,
         report=paths.REPORT,
         data_docs=paths.DATA_DOCS,
-        lock=Path("dvc.lock"),
+        params=paths.PARAMS,
+        pipeline=paths.PIPELINE,
+        lock=paths.LOCK,
     )
     trained = [paths.run_name(arm, seed) for arm in settings.comparison.arms for seed in seeds]
     return register_adapter(

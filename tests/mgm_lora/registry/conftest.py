@@ -1,50 +1,32 @@
-"""A small finished pipeline with a real adapter on the tiny base, and an MLflow store to register it in."""
+"""An MLflow store to register a small finished pipeline in, and one where it is registered already."""
 
-import shutil
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from werkzeug.serving import make_server
 
-from mgm_lora.arm_settings import LoraSettings, PointSettings
-from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_folder, write_json, write_manifest
-from mgm_lora.lora.adapter import load_adapter, save_adapter
-from mgm_lora.lora.injection import inject_adapter_
-from mgm_lora.model.answering import Question, answer_questions
-from mgm_lora.model.base import find_base
-from mgm_lora.model.processor import MGMProcessor
 from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
-from mgm_lora.settings import BaseSettings, DataSettings, EvaluationSettings, RegistrySettings
+from mgm_lora.settings import RegistrySettings
 
-REGISTRY = RegistrySettings(tracking_uri="sqlite:///mlflow.db", experiment="mgm-lora", model_name="demo")
-DESTINATION = Path("artifacts/registered")
-ARMS = ("base", "lora-5", "merged", "full-5")
-QUESTIONS = ("What is it?", "Which colour?", "How many?")
-EVALUATION = EvaluationSettings(
-    batch_size=2, max_new_tokens=5, score_types=(), confidence=0.95, num_resamples=100, seed=1
-)
-HISTORY = {
-    "train": [{"step": s, "samples": 4 * s, "loss": 3.0 / s, "learning_rate": 1e-3 / s} for s in (1, 2, 3)],
-    "heldout": [{"step": s, "samples": 4 * s, "loss": 3.5 / s} for s in (2, 3)],
-}
-COST = {"train_loss": 1.0, "heldout_loss": 1.2, "minutes": 0.5, "peak_memory_gib": 0.1, "trainable_parameters": 77}
-SOURCES = RegistrationSources(
-    subject="lora-5",
-    samples=Path("artifacts/samples"),
-    trained=Path("artifacts/trained"),
-    merged=Path("artifacts/merged"),
-    scores=Path("artifacts/scores"),
-    metrics=Path("metrics"),
-    report=Path("reports/comparison.html"),
-    data_docs=Path("reports/validation"),
-    lock=Path("dvc.lock"),
+from ..pipelines import (
+    ARMS,
+    DESTINATION,
+    QUESTIONS,
+    REGISTRY,
+    SOURCES,
+    copy_project,
+    forget_store,
+    write_adapter,
+    write_arm_scores,
+    write_merged,
 )
 
 
@@ -67,48 +49,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished_pipeline(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project's folder after the stage `compare`. Read only."""
-    root = tmp_path_factory.mktemp("pipeline")
-    shutil.copytree(tiny_base, root / "data/base")
-    _write_pictures(root / "data/pictures")
-    write_adapter(root, seed=5)
-    _write_samples(root / SOURCES.samples)
-    answers = _answers(root, [root / "data/pictures" / f"{number}.png" for number in range(3)])
-    for arm in ARMS:
-        _write_scores(root, arm, answers=answers)
-    _write_full(root / SOURCES.trained / "full-5")
-    (root / SOURCES.metrics / "train").mkdir(parents=True)
-    for arm in ("lora-5", "full-5"):
-        write_json(root / SOURCES.metrics / "train" / f"{arm}.json", COST)
-    figures = {"verdict": "kept", "retention": 0.97, "retention_low": 0.9, "arms": {"lora": {"score": 0.5}}}
-    write_json(root / SOURCES.metrics / "comparison.json", figures)
-    (root / SOURCES.data_docs / "static").mkdir(parents=True)
-    (root / SOURCES.data_docs / "index.html").write_text("<h1>checks</h1>")
-    (root / SOURCES.report).write_text("<h1>report</h1>")
-    (root / SOURCES.lock).write_text("schema: '2.0'\n")
-    return root
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables and no experiment of ours: making them takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="session")
 def registered_project(
     finished_pipeline: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, RegisteredVersion]:
     """A project that was registered once, for tests that only look."""
     root = tmp_path_factory.mktemp("registered") / "project"
-    _copy_project(finished_pipeline, empty_store, root)
+    copy_project(finished_pipeline, empty_store, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         registered = register_adapter(SOURCES, registry=REGISTRY, arms=ARMS, destination=DESTINATION)
-        _forget_store()
+        forget_store()
     return root, registered
 
 
@@ -121,7 +71,7 @@ def registered(
     monkeypatch.chdir(root)
     open_store(REGISTRY)
     yield registered
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
@@ -130,16 +80,39 @@ def project(
 ) -> Iterator[Path]:
     """A finished pipeline of the test's own as the working directory, with a store of its own."""
     root = tmp_path / "project"
-    _copy_project(finished_pipeline, empty_store, root)
+    copy_project(finished_pipeline, empty_store, root)
     monkeypatch.chdir(root)
     yield root
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
 def registry() -> RegistrySettings:
     """The project's default."""
     return REGISTRY
+
+
+@pytest.fixture
+def served(project: Path, registry: RegistrySettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[RegistrySettings]:
+    """Settings that name a server in a thread of this process, as `mlflow server --artifacts-destination` sets it up."""
+    from mlflow.server import app, handlers
+
+    for name in ("_tracking_store", "_model_registry_store", "_artifact_repo"):
+        monkeypatch.setattr(handlers, name, None)  # a process has one server: it would go on with the last test's store
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{project}/mlflow.db")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "mlflow-artifacts:/")
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(project / "served"))
+    server = make_server("127.0.0.1", port, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield registry.model_copy(update={"tracking_uri": f"http://127.0.0.1:{port}"})
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture
@@ -163,121 +136,23 @@ def questions() -> pd.DataFrame:
 
 @pytest.fixture
 def adapter_answers(finished_pipeline: Path) -> list[str]:
-    """What base and adapter answered to `questions`, without MLflow."""
-    return list(pd.read_parquet(finished_pipeline / SOURCES.scores / "lora-5/predictions.parquet")["prediction"])
+    """What base and adapter answered to `questions`, which are the first held-out ones, without MLflow."""
+    predictions = pd.read_parquet(finished_pipeline / SOURCES.scores / "lora-5/predictions.parquet")["prediction"]
+    return list(predictions[:3])
 
 
 @pytest.fixture
 def train_again(project: Path) -> Callable[[int], None]:
     """Puts another adapter, of a seed, in the project."""
-    return lambda seed: write_adapter(project, seed=seed)
+
+    def train(seed: int) -> None:
+        write_adapter(project, seed=seed)
+        write_arm_scores(project, "lora-5")
+
+    return train
 
 
 @pytest.fixture
 def merge_again(project: Path) -> Callable[..., None]:
     """Writes the proof anew."""
     return lambda *, passed: write_merged(project, passed=passed)
-
-
-def write_adapter(root: Path, *, seed: int) -> None:
-    """Writes artifacts/trained/lora with weights that change answers, and artifacts/merged with a proof of it."""
-    base = find_base(_base(root))
-    point = PointSettings(mode="lora", rank=4, alpha=64.0)
-    off = PointSettings(mode="off")
-    lora = LoraSettings(
-        learning_rate=1e-3,
-        language_attention=point,
-        language_mlp=point,
-        vision_attention=off,
-        projector=point,
-        mining=off,
-    )
-    trainable = inject_adapter_(base.load(), lora=lora, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trainable.model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
-    folder = root / SOURCES.trained / "lora-5"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_adapter(trainable.model, folder=folder)
-    write_json(folder / "history.json", HISTORY)
-    data = DataSettings(pictures=Path("data/pictures"), train=Path("t"), heldout=Path("h"), max_length=96)
-    sections = {"base": _base(Path()), "data": data, "arm": lora}
-    identity = {"model": "data/base", "revision": None, "digest": base.digest}
-    details = {"training_key": f"lora-{seed}", "contract": {"held": list(CONTRACT_CHECKS)}}
-    manifest = Manifest.make("TrainedAdapter", settings=sections, parents={}, base=identity, seed=seed, details=details)
-    write_manifest(folder, manifest)
-    write_merged(root, passed=True)
-
-
-def write_merged(root: Path, *, passed: bool) -> None:
-    """Writes artifacts/merged's manifest for the adapter that is there."""
-    manifest = Manifest.make(
-        "MergedModel",
-        settings={},
-        parents={"adapter": digest_folder(root / SOURCES.trained / "lora-5")},
-        details={"proof": {"passed": passed, "precision": "float32", "max_logit_difference": 1e-6, "bound": 1e-4}},
-    )
-    write_manifest(root / SOURCES.merged, manifest)
-
-
-def _copy_project(pipeline: Path, store: Path, root: Path) -> None:
-    shutil.copytree(pipeline, root)
-    shutil.copy(store, root / "mlflow.db")
-
-
-def _forget_store() -> None:
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
-
-
-def _base(root: Path) -> BaseSettings:
-    return BaseSettings(model=str(root / "data/base"), dtype="float32")
-
-
-def _write_pictures(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for number, colour in enumerate(("red", "green", "blue")):
-        picture = Image.new("RGB", (20 + number, 24), colour)
-        picture.paste("white", (2, 3, 9, 12 + number))
-        picture.save(folder / f"{number}.png")
-
-
-def _write_samples(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name, num_rows in {"train": 8, "heldout": 3, "rejects": 1}.items():
-        pd.DataFrame({"id": [f"{name}-{row}" for row in range(num_rows)]}).to_parquet(folder / f"{name}.parquet")
-    write_manifest(folder, Manifest.make("SampleTable", settings={}, parents={}))
-
-
-def _write_scores(root: Path, arm: str, *, answers: list[str]) -> None:
-    folder = root / SOURCES.scores / arm
-    folder.mkdir(parents=True)
-    rows = pd.DataFrame({"id": ["a", "b", "c"], "set": "heldout", "question": QUESTIONS, "prediction": answers})
-    rows["pictures"] = [[f"{number}.png"] for number in range(3)]
-    rows.to_parquet(folder / "predictions.parquet")
-    write_json(folder / "scores.json", {"arm": arm})
-    details = {"arm": arm, "score": 0.5, "score_low": 0.2, "score_what?": 0.5}
-    write_manifest(folder, Manifest.make("Scores", settings={"evaluation": EVALUATION}, parents={}, details=details))
-
-
-def _write_full(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    write_json(folder / "history.json", HISTORY)
-    details = {"training_key": "full-5"}
-    settings = {"base": _base(Path())}
-    write_manifest(folder, Manifest.make("TrainedModel", settings=settings, parents={}, seed=5, details=details))
-
-
-def _answers(root: Path, pictures: list[Path]) -> list[str]:
-    base = find_base(_base(root))
-    model = load_adapter(base.load(), folder=root / SOURCES.trained / "lora-5", base_digest=base.digest)
-    questions = [
-        Question(turns=(("human", f"<image>\n{text}"),), pictures=(picture,))
-        for text, picture in zip(QUESTIONS, pictures, strict=True)
-    ]
-    processor = MGMProcessor.from_pretrained(base.folder)
-    return answer_questions(model, processor=processor, questions=questions, batch_size=2, max_new_tokens=5)

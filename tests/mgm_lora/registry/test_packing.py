@@ -15,7 +15,7 @@ from mgm_lora.registry.versions import RegisteredVersion
 
 PACKAGE = Path(mgm_lora.__file__).parent
 LOADED = (*PACKAGE.glob("*.py"), *PACKAGE.glob("model/*.py"), *PACKAGE.glob("lora/*.py"))
-LOADED = tuple(path for path in LOADED if path.stem not in ("cli", "tools", "invocation", "__main__"))
+LOADED = tuple(path for path in LOADED if path.stem not in ("cli", "registry_tools", "tools", "invocation", "__main__"))
 
 
 @pytest.fixture

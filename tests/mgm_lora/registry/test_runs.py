@@ -44,12 +44,14 @@ def training_of_the_adapter(registry: RegistrySettings, sources: RegistrationSou
         yield tracker
 
 
-def test_every_arm_is_a_child_with_its_scores(registered: RegisteredVersion) -> None:
+def test_every_arm_is_a_child_with_its_scores(registered: RegisteredVersion, sources: RegistrationSources) -> None:
     arms = children(registered.parent_run_id)
     assert sorted(arms) == ["base", "full-5", "lora-5", "merged"]
     assert all(run.info.status == "FINISHED" for run in arms.values())
-    assert all(run.data.metrics["score"] == 0.5 for run in arms.values())
-    assert all(run.data.metrics["score_what_"] == 0.5 for run in arms.values())
+    for name, run in arms.items():
+        scores = json.loads((sources.metrics / "scores" / f"{name}.json").read_text(encoding="utf-8"))
+        assert run.data.metrics["score"] == scores["score"]
+        assert run.data.metrics["score_what_"] == scores["score_what?"]
     assert arms["full-5"].data.metrics["training/minutes"] == 0.5
     assert arms["lora-5"].data.params["arm.language_attention.rank"] == "4"
     assert "training/minutes" not in arms["base"].data.metrics
@@ -108,7 +110,7 @@ def test_parent_has_data_report_checks_lock_and_comparison(
     assert parent.data.metrics["retention"] == 0.97
     assert parent.data.metrics["arms/lora/score"] == 0.5
     datasets = {entry.dataset.name: entry.dataset for entry in parent.inputs.dataset_inputs}
-    assert sorted(datasets) == ["heldout", "train"]
+    assert sorted(datasets) == ["heldout", "known", "train"]
     assert json.loads(datasets["train"].profile)["num_rows"] == 8
     folder = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id))
     assert (folder / "comparison.html").read_bytes() == sources.report.read_bytes()
@@ -120,10 +122,10 @@ def test_arm_without_training_saw_no_training_data(registered: RegisteredVersion
     arms = children(registered.parent_run_id)
     names = {arm: {entry.dataset.name for entry in run.inputs.dataset_inputs} for arm, run in arms.items()}
     assert names == {
-        "base": {"heldout"},
-        "merged": {"heldout"},
-        "lora-5": {"heldout", "train"},
-        "full-5": {"heldout", "train"},
+        "base": {"heldout", "known"},
+        "merged": {"heldout", "known"},
+        "lora-5": {"heldout", "known", "train"},
+        "full-5": {"heldout", "known", "train"},
     }
 
 

@@ -46,12 +46,16 @@ def test_version_tells_what_it_is(registered: RegisteredVersion, sources: Regist
     assert version.tags["parent_run"] == registered.parent_run_id
 
 
-def test_logged_model_has_the_scores_and_is_its_runs_output(registered: RegisteredVersion) -> None:
+def test_logged_model_has_the_scores_and_is_its_runs_output(
+    registered: RegisteredVersion, sources: RegistrationSources
+) -> None:
     run = MlflowClient().get_run(registered.run_id)
     [output] = run.outputs.model_outputs
     model = MlflowClient().get_logged_model(output.model_id)
     assert model.source_run_id == registered.run_id
-    assert {metric.key: metric.value for metric in model.metrics}["score"] == run.data.metrics["score"] == 0.5
+    scores = json.loads((sources.metrics / "scores/lora-5.json").read_text(encoding="utf-8"))
+    assert {metric.key: metric.value for metric in model.metrics}["score"] == scores["score"]
+    assert run.data.metrics["score"] == scores["score"]
 
 
 def test_artifact_names_the_version_and_what_it_is_made_of(registered: RegisteredVersion) -> None:
@@ -181,7 +185,7 @@ def test_failure_midway_leaves_no_run_no_version_and_the_alias_where_it_was(
 def test_store_without_space_for_artifacts_is_one_clear_error(register: Register, project: Path) -> None:
     (project / "mlartifacts").mkdir()
     (project / "mlartifacts" / "models").write_text("a file where MLflow needs a folder")
-    with pytest.raises(RegistryError, match="could not be registered"):
+    with pytest.raises(RegistryError, match="can't register the adapter"):
         register()
     assert not active_runs()
 
@@ -189,7 +193,7 @@ def test_store_without_space_for_artifacts_is_one_clear_error(register: Register
 def test_artifact_that_cannot_be_written_takes_everything_back(
     project: Path, registry: RegistrySettings, sources: RegistrationSources
 ) -> None:
-    with pytest.raises(RegistryError, match="could not be registered"):
+    with pytest.raises(RegistryError, match="can't register the adapter"):
         register_adapter(
             sources, registry=registry, arms=("base", "lora-5"), destination=project / "dvc.lock" / "registered"
         )
