@@ -166,6 +166,7 @@ def summary(params: Params = DEFAULT_PARAMS) -> None:
 app.command("preset", rich_help_panel=_TOOLS)(tools.preset)
 app.command("import", rich_help_panel=_TOOLS)(tools.import_data)
 app.command("convert", rich_help_panel=_TOOLS)(tools.convert)
+app.command("sweep", rich_help_panel=_TOOLS)(tools.sweep)
 app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
 
 

@@ -19,6 +19,9 @@ PLAN_PICTURE = Path("reports/plan.png")
 CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC removes those before a stage runs
 TRAIN_METRICS = Path("metrics/train")
 SCORE_METRICS = Path("metrics/scores")
+SWEEPS = Path("sweeps")
+SWEEP_REPORTS = Path("reports/sweeps")
+SWEEP_COPIES = Path("build/sweeps")  # where trials run; can be deleted between two sweeps
 RANKS = Path("build/ranks")  # what the processes of a training on several cards are given
 
 UNTRAINED = ("base", "merged")
