@@ -23,7 +23,7 @@ from mgm_lora.stages.process import die_with
 from tasks.dag import make_plan
 from tasks.stages import leave_out_stage, run_stage
 
-_STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
+STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
 
 
 @flow(persist_result=False)
@@ -40,7 +40,7 @@ def pipeline(stages: tuple[str, ...] = (), force: bool = False, pull: bool = Tru
 
 def run_stages(targets: Sequence[str], *, force: bool, pull: bool) -> State[Any]:
     """The body of every flow here: plans, runs each stage as a task, and says how it went. To be called in a flow."""
-    if _STARTED_BY_WORKER in os.environ:
+    if STARTED_BY_WORKER in os.environ:
         die_with(os.getppid())  # a worker that is killed leaves its flow runs running, and starts them again beside
     plan = make_plan(Path.cwd(), targets=targets)
     get_run_logger().info("stages, in order: %s", ", ".join(stage.name for stage in plan.stages))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 
+from mgm_lora.errors import RegistryError
 from mgm_lora.registry.store import Store
 from mgm_lora.registry.writing import (
     ARM_TAG,
@@ -43,13 +45,25 @@ def write_sweep_runs(
     Args:
         histories: losses on the way, by trial's name, as far as they are known; for children that have to be written.
         files: what is kept with the parent.
+
+    Raises:
+        RegistryError: the store didn't take it.
     """
+    try:
+        return _write(store, result=result, histories=histories, files=files)
+    except MlflowException as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RegistryError(f"MLflow's store '{store.tracking_uri}' didn't take the sweep's runs: {told}") from error
+
+
+def _write(store: Store, *, result: SweepResult, histories: Mapping[str, History], files: Sequence[Path]) -> str:
     client = store.client
-    parent = _parent(store, result)
+    run = _parent(store, result)
+    parent = str(run.info.run_id)
     for trial in result.trials:
         if trial.state != "waiting":
             _write_trial(store, trial, parent=parent, history=histories.get(trial.name, {}))
-    log_in_batches(client, parent, metrics=as_metrics(_summary(result)))
+    log_in_batches(client, parent, metrics=as_metrics(_new_figures(_summary(result), run=run)))
     for file in files:
         if file.is_file():
             client.log_artifact(parent, str(file))
@@ -58,18 +72,18 @@ def write_sweep_runs(
     return parent
 
 
-def _parent(store: Store, result: SweepResult) -> str:
+def _parent(store: Store, result: SweepResult) -> Run:
     names = json.dumps([trial.name for trial in result.trials])
     identity = hashlib.sha256(names.encode()).hexdigest()
     found = search_runs(store, IDENTITY_TAG, identity)
     if found:
-        return str(found[0].info.run_id)
+        return found[0]
     tags = {SWEEP_TAG: result.name, IDENTITY_TAG: identity, "mlflow.source.git.commit": result.commit}
     run = store.client.create_run(store.experiment_id, run_name=f"sweep {result.name}", tags=tags)
     params = {"about": result.about, "search": result.search, "trials": len(result.trials)}
     params |= {f"vary.{axis.name}": axis.entry or "options" for axis in result.axes}
     log_in_batches(store.client, run.info.run_id, metrics=[], params=_params(params))
-    return str(run.info.run_id)
+    return run
 
 
 def _write_trial(store: Store, trial: TrialResult, *, parent: str, history: History) -> None:
@@ -81,8 +95,8 @@ def _write_trial(store: Store, trial: TrialResult, *, parent: str, history: Hist
     tags = {PARENT_TAG: parent} | ({WORDS_TAG: trial.words[-_MAX_WORDS:]} if trial.words else {})
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     figures = {f"training/{name}": value for name, value in trial.figures.items()} | trial.scores
-    new = {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
-    log_in_batches(client, run_id, metrics=as_metrics(new), params=_missing_params(trial, run=run))
+    metrics = as_metrics(_new_figures(figures, run=run))
+    log_in_batches(client, run_id, metrics=metrics, params=_missing_params(trial, run=run))
 
 
 def _new_run(store: Store, trial: TrialResult, *, history: History) -> Run:
@@ -106,6 +120,10 @@ def _end_dead_runs(client: MlflowClient, runs: Sequence[Run]) -> None:
     for run in runs:
         if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
             client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def _new_figures(figures: Mapping[str, float], *, run: Run) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if run.data.metrics.get(name) != value}
 
 
 def _losses(trial: TrialResult, *, history: History) -> list[Metric]:

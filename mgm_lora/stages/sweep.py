@@ -34,8 +34,7 @@ def run(name: str, *, evaluate: bool, retry: bool, apply: bool) -> SweepResult:
         started = time.monotonic()
         for number, trial in enumerate(waiting):
             _run_one(sweep, trial, started=started, num_before=number, num_left=len(waiting) - number - 1)
-        if not waiting:
-            sweep.write()
+        sweep.write()
         print("\n".join(["", *summary_lines(sweep.result)]))
     check_winners(sweep.result)
     if apply:

@@ -95,6 +95,7 @@ class SweepRunner:
 
     def __init__(self, planned: PlannedSweep, *, copy: ProjectCopy, logs: Path) -> None:
         self.name = planned.name
+        self.trials = planned.trials
         self.result = planned.result
         """As it stands."""
         self._planned = planned
@@ -105,7 +106,7 @@ class SweepRunner:
     def waiting(self) -> list[Trial]:
         """The trials that are still to be run, in order."""
         states = {trial.name: trial.state for trial in self.result.trials}
-        return [trial for trial in self._planned.trials if states[trial.name] == "waiting"]
+        return [trial for trial in self.trials if states[trial.name] == "waiting"]
 
     def run(self, trial: Trial, *, on_line: Callable[[str], None]) -> TrialResult:
         """Runs one trial and writes down what came of it; one that fails by itself is a result too.
@@ -153,7 +154,7 @@ class SweepRunner:
                 f"the trial '{trial}' was ended by {of}, for no reason of its own, so the sweep stops here; what is done is kept."
                 f" Mend it, and run the same again. Its last words:\n{end.words}"
             )
-        return _waiting(trial).model_copy(update={"state": "failed", "exit_code": end.exit_code, "words": end.words})
+        return _of(trial, state="failed", exit_code=end.exit_code, words=end.words)
 
     @contextmanager
     def _logged(self, trial: Trial, *, on_line: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
@@ -204,7 +205,7 @@ def _found(
         if trial.name in experiments:
             found.append(_done(trial, commit=experiments[trial.name], root=project.root, evaluate=definition.evaluate))
         else:
-            found.append(failed.get(trial.name, _waiting(trial)))
+            found.append(failed.get(trial.name, _of(trial)))
     return _result(name, definition=definition, project=project, trials=found)
 
 
@@ -233,9 +234,15 @@ def _result(name: str, *, definition: SweepDefinition, project: Project, trials:
     )
 
 
-def _waiting(trial: Trial) -> TrialResult:
+def _of(trial: Trial, **found: Any) -> TrialResult:
+    """The trial as a result: waiting, or with what was found."""
     return TrialResult(
-        name=trial.name, arm=trial.arm, seed=trial.seed, choices=dict(trial.choices), entries=dict(trial.entries)
+        name=trial.name,
+        arm=trial.arm,
+        seed=trial.seed,
+        choices=dict(trial.choices),
+        entries=dict(trial.entries),
+        **found,
     )
 
 
@@ -247,8 +254,7 @@ def _done(trial: Trial, *, commit: str, root: Path, evaluate: bool) -> TrialResu
         raise SweepError(
             f"the experiment '{trial.name}' of an earlier run has no metrics of its training: `dvc exp remove {trial.name}`, then run again"
         )
-    update: dict[str, Any] = {"state": "done", "figures": figures, "scores": _flat(scores), "commit": commit}
-    return _waiting(trial).model_copy(update=update)
+    return _of(trial, state="done", figures=figures, scores=_flat(scores), commit=commit)
 
 
 def _flat(scores: Mapping[str, Any]) -> dict[str, float]:

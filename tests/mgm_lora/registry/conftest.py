@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 import torch
@@ -22,6 +21,8 @@ from mgm_lora.registry.records import RegistrationSources
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
 from mgm_lora.settings import BaseSettings, DataSettings, EvaluationSettings, RegistrySettings
+
+from ...mlflow_store import forget_store
 
 REGISTRY = RegistrySettings(tracking_uri="sqlite:///mlflow.db", experiment="mgm-lora", model_name="demo")
 DESTINATION = Path("artifacts/registered")
@@ -91,14 +92,6 @@ def finished_pipeline(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with MLflow's tables and no experiment of ours: making them takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="session")
 def registered_project(
     finished_pipeline: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, RegisteredVersion]:
@@ -108,7 +101,7 @@ def registered_project(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         registered = register_adapter(SOURCES, registry=REGISTRY, arms=ARMS, destination=DESTINATION)
-        _forget_store()
+        forget_store()
     return root, registered
 
 
@@ -121,7 +114,7 @@ def registered(
     monkeypatch.chdir(root)
     open_store(REGISTRY)
     yield registered
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
@@ -133,7 +126,7 @@ def project(
     _copy_project(finished_pipeline, empty_store, root)
     monkeypatch.chdir(root)
     yield root
-    _forget_store()
+    forget_store()
 
 
 @pytest.fixture
@@ -225,13 +218,6 @@ def write_merged(root: Path, *, passed: bool) -> None:
 def _copy_project(pipeline: Path, store: Path, root: Path) -> None:
     shutil.copytree(pipeline, root)
     shutil.copy(store, root / "mlflow.db")
-
-
-def _forget_store() -> None:
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
 
 def _base(root: Path) -> BaseSettings:
