@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test stress check format bench base report mlflow flow up down lock clean
+.PHONY: help install demo compare test stress check format bench base report mlflow flow up down lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -39,17 +39,23 @@ demo: install ## the whole pipeline on the embedded data, then its table and whe
 	@"$(BIN)/dvc" repro --pull
 	@"$(BIN)/python" -m mgm_lora summary
 
+compare: install ## every variant of LoRA beside the full fine-tune, three seeds each (half an hour; changes params.yaml, and says so)
+	@"$(BIN)/python" -m mgm_lora preset comparison
+	@"$(BIN)/dvc" repro --pull --keep-going || "$(BIN)/python" -m mgm_lora compare --allow-failed
+	@"$(BIN)/python" -m mgm_lora summary
+
 test: install ## the tests
 	@"$(BIN)/pytest" $(OPTIONS)
 
 stress: install ## kill stages at random moments, 20 rounds, written into docs/stress.md (STRESS_ROUNDS=, STRESS_SEED=)
 	@"$(BIN)/pytest" tests/stress.py -s $(OPTIONS)
 
-check: install ## lint, format, types, and which package may import which
+check: install ## lint, format, types, which package may import which, and README's tree
 	@echo "ruff check"; "$(BIN)/ruff" check .
 	@echo "ruff format"; "$(BIN)/ruff" format --check .
 	@echo "mypy"; "$(BIN)/mypy"
 	@echo "lint-imports"; "$(BIN)/lint-imports" --no-logo
+	@echo "README's tree"; "$(BIN)/python" scripts/tree.py --check
 
 format: install ## let ruff write the format, and mend what it can
 	@"$(BIN)/ruff" check --fix-only .

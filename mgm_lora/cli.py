@@ -168,6 +168,7 @@ app.command("import", rich_help_panel=_TOOLS)(tools.import_data)
 app.command("convert", rich_help_panel=_TOOLS)(tools.convert)
 app.command("sweep", rich_help_panel=_TOOLS)(tools.sweep)
 app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
+app.command("benchmark", rich_help_panel=_TOOLS)(tools.benchmark)
 
 
 def _quieten_libraries() -> None:

@@ -28,6 +28,14 @@ class PictureError(DataError):
     """A picture is missing, broken, or no picture at all."""
 
 
+class BenchmarkFileError(DataError):
+    """A benchmark's official file is of another version or shape than expected."""
+
+
+class OtherQuestionsError(DataError):
+    """Answers are for other questions than the benchmark's: some are missing, unknown or doubled."""
+
+
 class CheckpointError(MgmLoraError, ValueError):
     """A checkpoint's files, keys or shapes are not what its configuration says."""
 

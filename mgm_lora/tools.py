@@ -1,4 +1,4 @@
-"""Commands beside the pipeline: what is done before it (preset, import, convert, sweep) and after it (ask).
+"""Commands beside the pipeline: what is done before it (preset, import, convert, sweep) and after it (ask, benchmark).
 
 As with the stages, what a command needs is imported only when it runs. It doesn't know the command line's program.
 """
@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import typer
 
 from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
+
+BenchmarkName = Literal["textvqa", "gqa", "pope", "scienceqa", "mme", "mmbench", "vqav2"]
 
 
 def preset(
@@ -209,3 +211,65 @@ def ask(
         max_new_tokens=max_new_tokens,
         show=lambda text: print(text, end="", flush=True),
     )
+
+
+def benchmark(
+    name: Annotated[BenchmarkName, typer.Argument(help="Which; docs/benchmarks.md says what each asks and scores.")],
+    questions: Annotated[
+        list[Path], typer.Option(help="The official question file (MME: its folder); for POPE once per category.")
+    ],
+    annotations: Annotated[Path | None, typer.Option(help="VQAv2: the official annotations; none: no score.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="The folder of the official pictures.")] = None,
+    split: Annotated[str | None, typer.Option(help="ScienceQA: which split; none: test.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A question file of LLaVA's: its prompts are asked, its ids are known.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="base, merged, or an arm of params.yaml; none: base, or --adapter.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Which of the arm's trainings; none: the first.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder, or a registered version (models:/NAME@challenger).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many only, for a try.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions answered at once; none: evaluation.batch_size.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    predictions: Annotated[
+        list[Path] | None, typer.Option(help="Score these answers, made elsewhere, and ask no model.")
+    ] = None,
+    called: Annotated[
+        str | None, typer.Option("--name", help="What the model of --predictions is called; none: as the file.")
+    ] = None,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Asks a model a public benchmark's questions and scores the answers; killed, it goes on where it was when run again.
+
+    Example: mgm-lora benchmark textvqa --questions TextVQA_0.5.1_val.json --pictures train_images --model lora
+
+    Example: mgm-lora benchmark gqa --questions testdev_balanced_questions.json --predictions llava-v1.5-7b.jsonl
+    """
+    settings = begin(params)
+    from mgm_lora.stages import benchmark as stage
+
+    request = stage.BenchmarkRequest(
+        name,
+        questions=tuple(questions),
+        annotations=annotations,
+        pictures=pictures,
+        split=split,
+        prompts=prompts,
+        limit=limit,
+    )
+    if predictions:
+        if model or adapter or seed is not None:
+            raise typer.BadParameter(
+                "asks no model: leave --model, --seed and --adapter away", param_hint="--predictions"
+            )
+        stage.score_answers(settings, request=request, predictions=predictions, name=called)
+        return
+    if called:
+        raise typer.BadParameter("is of --predictions: a model that is asked has its name", param_hint="--name")
+    choice = stage.ModelChoice(model, seed=seed, adapter=adapter, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    stage.ask_model(settings, request=request, model=choice)

@@ -27,6 +27,8 @@ def make_project(folder: Path, *, base: Path) -> Path:
     write_params(folder)
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data"]):
         run_in(folder, command)
+    shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots")
+    run_in(folder, ["dvc", "config", "plots.html_template", "plots/offline.html"])
     return folder
 
 

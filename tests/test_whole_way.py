@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from .browser import needs_browser, open_browser, open_page
 from .small_project import ROOT, run_in, try_in, write_params
 
 ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
@@ -66,6 +67,20 @@ def test_summary_prints_every_arm_and_where_to_look(project: Path) -> None:
     told = run_in(project, [sys.executable, "-m", "mgm_lora", "summary"])
     for word in ("base", "LoRA", "merged", "full", "reports/comparison.html", "make mlflow"):
         assert word in told
+
+
+@needs_browser
+def test_plots_are_drawn_without_a_network(project: Path) -> None:
+    run_in(project, ["dvc", "plots", "show"])
+    with open_browser() as browser, open_page(browser, project / "dvc_plots" / "index.html") as page:
+        page.wait_for_selector("canvas >> nth=2")
+        assert page.locator("canvas").count() == 3
+
+
+def test_metrics_tell_what_changed(project: Path) -> None:
+    told = json.loads(run_in(project, ["dvc", "metrics", "show", "--json"]))
+    arms = told[""]["data"]["metrics/comparison.json"]["data"]["arms"]
+    assert {"score", "loss", "known_loss", "trainable_parameters", "seconds_per_step"} <= arms["lora"].keys()
 
 
 def test_ask_answers_alike_from_folder_and_registry(project: Path) -> None:

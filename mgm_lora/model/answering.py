@@ -4,7 +4,7 @@ One way to answer for everything: scores, the merge proof and the registered mod
 know which model it asks (base, adapted, merged).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,41 @@ def answer_questions(
     Raises:
         DataError: a question's `<image>` markers can't stand for its pictures, or it is longer than the model takes.
     """
+    answers = [""] * len(questions)
+    prompts = encode_questions(questions, processor=processor)
+    for i, answer in stream_answers(
+        model,
+        processor=processor,
+        questions=questions,
+        prompts=prompts,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        label=label,
+    ):
+        answers[i] = answer
+    return answers
+
+
+def encode_questions(questions: Sequence[Question], *, processor: MGMProcessor) -> list[list[int]]:
+    """The prompts of questions, before any is asked; raises as `answer_questions` does."""
     prompts = [processor.encode_prompt(question.turns, num_pictures=len(question.pictures)) for question in questions]
     for prompt in prompts:
         check_length(prompt, processor=processor)
+    return prompts
+
+
+def stream_answers(
+    model: Any,
+    *,
+    processor: MGMProcessor,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    batch_size: int,
+    max_new_tokens: int,
+    label: str = "answering",
+) -> Iterator[tuple[int, str]]:
+    """Each question's place and answer as it comes, for who keeps them at once; `prompts` are those of `encode_questions`."""
     order = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(questions)
     with tqdm(total=len(questions), desc=label, unit="question", mininterval=1.0, delay=2.0) as progress:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -62,9 +92,8 @@ def answer_questions(
             )
             tokens = generate_tokens(model, inputs, processor=processor, max_new_tokens=max_new_tokens)
             for i, row in zip(batch, tokens, strict=True):
-                answers[i] = processor.decode(row)
+                yield i, processor.decode(row)
             progress.update(len(batch))
-    return answers
 
 
 def collate_prompts(

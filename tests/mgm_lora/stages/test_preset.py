@@ -68,7 +68,7 @@ def preset(*arguments: str) -> int:
 
 
 def test_every_model_preset_is_known_here() -> None:
-    assert all_presets().keys() == {"demo", *MODEL_OF}
+    assert all_presets().keys() == {"demo", "comparison", *MODEL_OF}
 
 
 def test_presets_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,18 @@ def test_presets_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 
 def test_unknown_preset_is_told_with_those_there_are(params: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert preset("mgm-2b") == 2
-    assert "no preset 'mgm-2b', there are demo, mgm-2b-24gb, " in capsys.readouterr().err
+    assert "no preset 'mgm-2b', there are comparison, demo, mgm-2b-24gb, " in capsys.readouterr().err
+
+
+def test_comparison_names_the_arms_that_are_there(params: Path) -> None:
+    assert preset("comparison") == 0
+    settings = read_settings(params)
+    assert len(settings.comparison.seeds) >= 3
+    ranks = {arm.language_mlp.rank for name in settings.comparison.arms if (arm := settings.arm(name)).kind == "lora"}
+    assert {4, 8, 16, 64} <= ranks
+    assert {"full", "projector", "attention-only", "mlp-only", "all-points", "dora", "adalora"} <= {
+        *settings.comparison.arms
+    }
 
 
 def test_difference_is_shown_and_written_only_without_dry_run(params: Path, capsys: pytest.CaptureFixture[str]) -> None:
