@@ -37,6 +37,8 @@ stages:
 _TRAINER = """
 import json, math, os, pathlib, sys, time
 from ruamel.yaml import YAML
+from mgm_lora.stages.process import die_with_parent
+die_with_parent()
 stage, arm, *seed = sys.argv[1:]
 name = '-'.join([arm, *seed])
 home = pathlib.Path(os.environ['MGM_LORA_STORE_FOLDER'])
@@ -55,7 +57,8 @@ else:
     print(f'training {name} at {rate}', flush=True)
     with open(home / 'trained.txt', 'a') as log:
         print(rate, file=log)
-    (home / 'pid').write_text(str(os.getpid()))
+    (home / 'pid.new').write_text(str(os.getpid()))
+    os.rename(home / 'pid.new', home / 'pid')
     while (home / 'hold').exists():
         time.sleep(0.02)
     if (home / 'full-disk').exists():
@@ -92,7 +95,7 @@ def make_sweep_project(root: Path, *, store: Path) -> Path:
     (root / "data").mkdir()
     (root / "data" / "pictures.txt").write_text("red, green")
     run_in(root, ["dvc", "add", "-q", "data"])
-    kept_out = ["mlflow.db", "mlartifacts", "build", "trained.txt", "pid", "hold", "full-disk", "*.out"]
+    kept_out = ["mlflow.db", "mlartifacts", "build", "trained.txt", "pid*", "hold", "full-disk", "*.out"]
     with (root / ".gitignore").open("a") as ignored:
         ignored.write("".join(f"/{name}\n" for name in kept_out))
     add_sweep(root, "rates", RATES)

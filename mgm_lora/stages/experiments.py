@@ -107,6 +107,7 @@ class ProjectCopy:
                 lock.unlink()
         self._git("fetch", "--quiet", "--no-tags", str(self._top), "HEAD")
         self.reset()
+        self._share_cache()
         self._link_weights(base)
 
     def reset(self) -> None:
@@ -181,17 +182,15 @@ class ProjectCopy:
         run_git(self._project.root, "clone", "--quiet", "--no-checkout", str(self._top), str(unfinished.resolve()))
         for name, value in _identity(self._project.root).items():
             run_git(unfinished, "config", name, value)
-        self._share_cache(unfinished / self._project.folder_in_git)
         unfinished.rename(self._folder)
 
-    def _share_cache(self, root: Path) -> None:
+    def _share_cache(self) -> None:
         """The project's cache, and links out of it instead of copies: a data set can be larger than the disk's rest."""
         lines: list[str] = []
         run_dvc(["cache", "dir"], root=self._project.root, on_line=lines.append)
         folder = self._project.root / (lines[-1] if lines else ".dvc/cache")
-        (root / ".dvc").mkdir(parents=True, exist_ok=True)
         text = f'[cache]\n    dir = {folder}\n    type = "reflink,hardlink,symlink,copy"\n'
-        (root / ".dvc" / "config.local").write_text(text, encoding="utf-8")
+        (self.root / ".dvc" / "config.local").write_text(text, encoding="utf-8")
 
     def _link_weights(self, base: BaseSettings) -> None:
         for name in (base.model, base.vision_tower, base.vision_tower_aux):

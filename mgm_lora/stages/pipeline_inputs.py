@@ -3,6 +3,8 @@
 For saying whether two commits make the same of it without running anything. It asks no stage by name, and knows nothing of parameters.
 """
 
+import json
+import logging
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mgm_lora.errors import SweepError
+from mgm_lora.stages.dvc_child import run_dvc
 
+logger = logging.getLogger(__name__)
 _PIPELINE = "dvc.yaml"
 
 
@@ -94,3 +98,21 @@ def changed_since_commit(root: Path, paths: Sequence[str]) -> list[str]:
     """Those files at these paths that are not as HEAD has them, new ones included."""
     lines = run_git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths).splitlines()
     return [line[2:].strip() for line in lines]
+
+
+def changed_data(root: Path, dvc_files: Sequence[str]) -> list[str]:
+    """Those `.dvc` files whose data in this folder are not what they name; data that is not there at all has not changed."""
+    if not dvc_files:
+        return []
+    lines: list[str] = []
+    run_dvc(["status", "--json", *dvc_files], root=root, on_line=lines.append)
+    try:
+        told = json.loads(lines[-1])
+    except (IndexError, ValueError):  # another dvc is at work here
+        logger.warning("can't see whether data changed since `dvc add`: %s", " ".join(lines))
+        return []
+    return [
+        name
+        for name, found in told.items()
+        if any("modified" in of.get("changed outs", {}).values() for of in found if isinstance(of, Mapping))
+    ]

@@ -26,7 +26,7 @@ from mgm_lora.stages.experiments import (
     open_project,
     read_committed,
 )
-from mgm_lora.stages.pipeline_inputs import changed_since_commit, committed_inputs
+from mgm_lora.stages.pipeline_inputs import changed_data, changed_since_commit, committed_inputs
 from mgm_lora.sweeping.definition import SweepDefinition, find_definitions, read_definition
 from mgm_lora.sweeping.report import write_report
 from mgm_lora.sweeping.results import AxisInfo, SweepResult, TrialResult, judge, read_sweep, write_sweep
@@ -192,6 +192,11 @@ def _check_committed(project: Project, *, inputs: Mapping[str, str]) -> None:
         shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
         raise SweepError(
             f"trials start from the last commit, and what they are made from differs from it: {shown}. Commit it, or take it back, then run again"
+        )
+    data = changed_data(project.root, [path for path in inputs if path.endswith(".dvc")])
+    if data:
+        raise SweepError(
+            f"the data of {', '.join(data)} changed since `dvc add`, and trials learn from what was added: `dvc add` and commit it, or `dvc checkout`"
         )
 
 
