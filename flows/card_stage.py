@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
-from flows.pipeline import end_with_worker
+from flows.worker_process import end_with_worker
 from mgm_lora.errors import MgmLoraError
 from tasks.fulfilling import fulfil
 from tasks.order import Order

@@ -6,7 +6,6 @@ with no change here. It knows no stage by name.
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +19,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
-from mgm_lora.stages.process import die_with
+from flows.worker_process import end_with_worker
 from tasks.dag import Plan, Stage, make_plan
 from tasks.elsewhere import check_elsewhere, run_stage_elsewhere
 from tasks.stages import leave_out_stage, run_stage
-
-_STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
 
 
 @flow(persist_result=False)
@@ -62,12 +59,6 @@ def run_stages(targets: Sequence[str], *, force: bool, pull: bool, card_pool: st
         if not state.is_completed():
             causes[stage.name] = cause or stage.name
     return _conclude(states)
-
-
-def end_with_worker() -> None:
-    """Ends this process, where a worker started it, with that worker, which of itself would leave it running and start another beside it."""
-    if _STARTED_BY_WORKER in os.environ:
-        die_with(os.getppid())
 
 
 def _runner(

@@ -3,7 +3,6 @@
 It does what `mgm-lora promote` does, and is no part of the pipeline: nothing is promoted because it was trained. It knows no rules.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.worker_process import end_with_worker
 from mgm_lora.errors import PromotionRefusedError
 from mgm_lora.settings import read_settings
 from mgm_lora.stages import paths
 from mgm_lora.stages import promote as stage
-from mgm_lora.stages.process import die_with
-
-_STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"
 
 
 @flow(persist_result=False)
@@ -31,8 +28,7 @@ def promotion(version: str = "challenger", reason: str = "", dry_run: bool = Fal
         reason: Why; kept in the history. With a reason it is promoted also where it breaks a rule.
         dry_run: Judge it, show how it stands, and change nothing.
     """
-    if _STARTED_BY_WORKER in os.environ:
-        die_with(os.getppid())
+    end_with_worker()
     return promote(version, reason=reason, dry_run=dry_run, return_state=True)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mgm_lora import registry_tools, tools
+from mgm_lora import registry_tools, sweep_tools, tools
 from mgm_lora.errors import MgmLoraError
 from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
 
@@ -167,6 +167,7 @@ def summary(params: Params = DEFAULT_PARAMS) -> None:
 app.command("preset", rich_help_panel=_TOOLS)(tools.preset)
 app.command("import", rich_help_panel=_TOOLS)(tools.import_data)
 app.command("convert", rich_help_panel=_TOOLS)(tools.convert)
+app.command("sweep", rich_help_panel=_TOOLS)(sweep_tools.sweep)
 app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
 app.command("benchmark", rich_help_panel=_TOOLS)(tools.benchmark)
 app.command("promote", rich_help_panel=_REGISTRY)(registry_tools.promote)

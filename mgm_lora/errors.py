@@ -146,5 +146,15 @@ class DoesNotFitError(MgmLoraError, MemoryError):
     exit_code = 5
 
 
+class SweepError(MgmLoraError, ValueError):
+    """A sweep is not defined as it must be, or can't be run in this project."""
+
+
+class TrialInterruptedError(MgmLoraError, RuntimeError):
+    """A trial of a sweep ended for a reason that isn't its own, so that the next one would too."""
+
+    exit_code = 4
+
+
 class PlanError(MgmLoraError, ValueError):
     """No way to run the step fits the budget, or a plan is of other settings than the run's."""

@@ -5,7 +5,7 @@ takes. Everything that changes a result is in here, in a tracked file, or in the
 value that can only be judged against those (does a point match a module?) is judged there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -32,6 +32,11 @@ def read_settings(path: Path) -> "Settings":
     Raises:
         SettingsError: the file is missing or no YAML, or has unknown, missing or wrong entries (all are named).
     """
+    return check_settings(read_entries(path), source=str(path))
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """What a `params.yaml` says, unchecked; raises SettingsError where it is missing, or no YAML with sections."""
     if not path.is_file():
         raise SettingsError(f"no settings at '{path}': run from the project's root, or name the file with --params")
     try:
@@ -40,10 +45,15 @@ def read_settings(path: Path) -> "Settings":
         raise SettingsError(f"'{path}' is not YAML: {error}") from error
     if not isinstance(entries, dict):
         raise SettingsError(f"'{path}' must hold sections (base, data, lora, ...), found {type(entries).__name__}")
+    return entries
+
+
+def check_settings(entries: Mapping[str, Any], *, source: str) -> "Settings":
+    """The settings that entries are; raises SettingsError, which names `source` and all mistakes."""
     try:
         return Settings.model_validate(entries)
     except ValidationError as error:
-        raise SettingsError(_explain(error, path=path)) from error
+        raise SettingsError(_explain(error, source=source)) from error
 
 
 class BaseSettings(Section):
@@ -350,7 +360,7 @@ class Settings(Section):
         return self
 
 
-def _explain(error: ValidationError, *, path: Path) -> str:
+def _explain(error: ValidationError, *, source: str) -> str:
     problems: dict[tuple[str, str], list[str]] = {}  # arms that take an entry from another have its mistakes too
     for problem in error.errors():
         place = tuple(str(part) for part in problem["loc"])
@@ -358,7 +368,7 @@ def _explain(error: ValidationError, *, path: Path) -> str:
         problems.setdefault((".".join(place), _message(dict(problem))), []).append(arm)
     lines = [_line(place, message, arms) for (place, message), arms in problems.items()]
     count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    return "\n".join([f"'{path}' has {count}:", *(f"  - {line}" for line in lines)])
+    return "\n".join([f"'{source}' has {count}:", *(f"  - {line}" for line in lines)])
 
 
 def _line(place: str, message: str, arms: Sequence[str]) -> str:

@@ -42,6 +42,11 @@ def show_products(stage: Stage, *, root: Path, log: Log) -> None:
         _try(_show_output, path, root=root, log=log)
 
 
+def show_output(path: Path, *, root: Path, log: Log) -> None:
+    """Makes the artifact of one file, a picture or a page; a file that can't be shown is named in `log`."""
+    _try(_show_output, path, root=root, log=log)
+
+
 def _try(show: Callable[..., None], path: Path, *, root: Path, log: Log) -> None:
     try:
         show(path, root=root)

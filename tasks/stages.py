@@ -7,22 +7,18 @@ restored it), Failed, NotRun. A task knows one stage; which ones there are, and 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 
+from tasks.card import holding_card
 from tasks.child import command_by_hand, reproduce, words_on_failure
 from tasks.dag import Stage, is_unchanged
-from tasks.showing import Log, show_products
+from tasks.showing import show_products
 
 
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
@@ -34,7 +30,7 @@ def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any
         show_products(stage, root=root, log=log)
         return Completed(name="Cached", message="unchanged")
     started = time.monotonic()
-    with _card(stage, log=log):
+    with holding_card(stage.card, of=stage.name, log=log):
         reproduction = reproduce(stage.name, root=root, force=force, pull=pull, on_line=log.info)
     seconds = time.monotonic() - started
     if reproduction.exit_code != 0:
@@ -50,30 +46,3 @@ def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any
 def leave_out_stage(stage: Stage, *, because_of: str) -> State[Any]:
     """Makes it visible that a stage was not run, and why."""
     return Cancelled(name="NotRun", message=f"not run: it needs '{because_of}', which failed")
-
-
-@contextmanager
-def _card(stage: Stage, *, log: Log) -> Iterator[None]:
-    """Holds a slot of the limit that is named as the card (`gpu`), where the server has such a limit."""
-    if not stage.card:
-        yield
-    elif not _has_limit(stage.card):
-        log.info(
-            "'%s' asks for the card '%s', but there is no such concurrency limit: nothing to wait for",
-            stage.name,
-            stage.card,
-        )
-        yield
-    else:
-        log.info("waiting for the card '%s'", stage.card)
-        # strict: without it a limit that vanished meanwhile only warns. But a lost server must not end a training that goes well.
-        with concurrency(stage.card, strict=True, raise_on_lease_renewal_failure=False):
-            yield
-
-
-def _has_limit(name: str) -> bool:
-    with get_client(sync_client=True) as client:
-        try:
-            return client.read_global_concurrency_limit_by_name(name).active
-        except ObjectNotFound:
-            return False

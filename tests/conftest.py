@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from PIL import Image
@@ -117,6 +118,14 @@ def whole_project(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> 
     project = make_project(tmp_path_factory.mktemp("project"), base=tiny_base)
     run_in(project, ["dvc", "repro"])
     return project
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables and no experiment of ours: making them takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

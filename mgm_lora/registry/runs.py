@@ -5,27 +5,31 @@ server was down), the child is written from the training's `history.json`, under
 """
 
 import json
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, InputTag, LoggedModelOutput, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from mgm_lora.registry.records import ArmRecord, PipelineRecord
 from mgm_lora.registry.store import Store
+from mgm_lora.registry.writing import (
+    ARM_TAG,
+    EXPERIMENT_TAG,
+    KEY_TAG,
+    PARENT_TAG,
+    as_metrics,
+    curve_metrics,
+    leaves,
+    log_in_batches,
+    numbers,
+    search_runs,
+)
 
 IDENTITY_TAG = "mgm_lora.identity"
-ARM_TAG = "mgm_lora.arm"
-KEY_TAG = "mgm_lora.training_key"
-_PARENT_TAG = "mlflow.parentRunId"
-_CURVES = {"train": {"loss": "train_loss", "learning_rate": "learning_rate"}, "heldout": {"loss": "heldout_loss"}}
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # what MLflow takes at once
 _MAX_DATASET_DIGEST = 36
 
 
@@ -46,8 +50,8 @@ def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs
         undo: gets what takes back each step, in case a later one fails.
     """
     client = store.client
-    for run in _search(store, IDENTITY_TAG, record.identity):
-        children = _search(store, _PARENT_TAG, run.info.run_id)
+    for run in search_runs(store, IDENTITY_TAG, record.identity):
+        children = search_runs(store, PARENT_TAG, run.info.run_id)
         arms = {str(child.data.tags.get(ARM_TAG)): child.info.run_id for child in children}
         if run.info.status == "FINISHED" and arms.keys() >= record.arms.keys():
             return Runs(run.info.run_id, arms)
@@ -57,7 +61,7 @@ def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs
     arms = {
         name: _write_arm(store, arm=arm, parent=parent, record=record, undo=undo) for name, arm in record.arms.items()
     }
-    client.log_batch(parent, metrics=_metrics(_numbers(record.comparison)))
+    client.log_batch(parent, metrics=as_metrics(numbers(record.comparison)))
     client.log_inputs(parent, datasets=_datasets(record, is_trained=True))
     client.log_artifact(parent, str(record.sources.report))
     client.log_artifacts(parent, str(record.sources.data_docs), "data_docs")
@@ -79,19 +83,8 @@ def _discard(client: MlflowClient, run: Run, *, children: Sequence[Run]) -> None
 def link_model(store: Store, *, run_id: str, model_id: str, arm: ArmRecord) -> None:
     """Makes a logged model the run's output, and the arm's scores the model's own."""
     store.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
-    scores = _numbers(arm.figures)
-    _log(store.client, run_id, metrics=_metrics(scores, model_id=model_id))
-
-
-def _search(store: Store, tag: str, value: str) -> list[Run]:
-    return list(
-        store.client.search_runs(
-            [store.experiment_id],
-            f"tags.`{tag}` = '{value}'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1000,
-        )
-    )
+    scores = numbers(arm.figures)
+    log_in_batches(store.client, run_id, metrics=as_metrics(scores, model_id=model_id))
 
 
 def _parent_tags(record: PipelineRecord) -> dict[str, str]:
@@ -101,18 +94,18 @@ def _parent_tags(record: PipelineRecord) -> dict[str, str]:
 
 def _write_arm(store: Store, *, arm: ArmRecord, parent: str, record: PipelineRecord, undo: ExitStack) -> str:
     client = store.client
-    tags = {_PARENT_TAG: parent, ARM_TAG: arm.name}
+    tags = {PARENT_TAG: parent, ARM_TAG: arm.name}
     run = _training_run(store, arm)
     if run is None:
         run = client.create_run(store.experiment_id, run_name=arm.name, tags=tags)
         undo.callback(quietly, client.delete_run, run.info.run_id)
-        _log(client, run.info.run_id, metrics=_curves(arm))
+        log_in_batches(client, run.info.run_id, metrics=curve_metrics(arm.history))
         client.set_terminated(run.info.run_id)
     else:
         _adopt(client, run, tags=tags, undo=undo)
     run_id = str(run.info.run_id)
-    params = [Param(name, str(value)) for name, value in _leaves(arm.settings, ".") if name not in run.data.params]
-    _log(client, run_id, metrics=_metrics(_figures(arm)), params=params)
+    params = [Param(name, str(value)) for name, value in leaves(arm.settings, ".") if name not in run.data.params]
+    log_in_batches(client, run_id, metrics=as_metrics(_figures(arm)), params=params)
     client.log_inputs(run_id, datasets=_datasets(record, is_trained=arm.trained is not None))
     client.log_artifacts(run_id, str(arm.scores), "scores")
     if arm.trained_manifest:
@@ -121,12 +114,12 @@ def _write_arm(store: Store, *, arm: ArmRecord, parent: str, record: PipelineRec
 
 
 def _adopt(client: MlflowClient, run: Run, *, tags: Mapping[str, str], undo: ExitStack) -> None:
-    before = run.data.tags.get(_PARENT_TAG)
+    before = run.data.tags.get(PARENT_TAG)
     client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     if before is None:
-        undo.callback(quietly, client.delete_tag, run.info.run_id, _PARENT_TAG)
+        undo.callback(quietly, client.delete_tag, run.info.run_id, PARENT_TAG)
     else:
-        undo.callback(quietly, client.set_tag, run.info.run_id, _PARENT_TAG, before)
+        undo.callback(quietly, client.set_tag, run.info.run_id, PARENT_TAG, before)
 
 
 def _training_run(store: Store, arm: ArmRecord) -> Run | None:
@@ -134,24 +127,14 @@ def _training_run(store: Store, arm: ArmRecord) -> Run | None:
     if arm.trained_manifest is None:
         return None
     key = arm.trained_manifest.details.get("training_key")
-    runs = _search(store, KEY_TAG, key) if key else []
-    return next((run for run in runs if run.info.status == "FINISHED"), None)
-
-
-def _curves(arm: ArmRecord) -> list[Metric]:
-    now = _now()
-    return [
-        Metric(metric, float(row[name]), now, int(row["step"]))
-        for part, names in _CURVES.items()
-        for row in arm.history.get(part, ())
-        for name, metric in names.items()
-        if name in row
-    ]
+    runs = search_runs(store, KEY_TAG, key) if key else []
+    ended = (run for run in runs if run.info.status == "FINISHED")
+    return next((run for run in ended if EXPERIMENT_TAG not in run.data.tags), None)  # a sweep keeps its children
 
 
 def _figures(arm: ArmRecord) -> dict[str, float]:
     """Scores under their own names; what the training took apart from the curves that bear the same names."""
-    return {**_numbers(arm.figures), **{f"training/{name}": value for name, value in arm.cost.items()}}
+    return {**numbers(arm.figures), **{f"training/{name}": value for name, value in arm.cost.items()}}
 
 
 def _datasets(record: PipelineRecord, *, is_trained: bool) -> list[DatasetInput]:
@@ -169,38 +152,6 @@ def _datasets(record: PipelineRecord, *, is_trained: bool) -> list[DatasetInput]
         for dataset in record.datasets
         if is_trained or dataset.name != "train"
     ]
-
-
-def _log(client: MlflowClient, run_id: str, *, metrics: list[Metric], params: list[Param] | None = None) -> None:
-    for start in range(0, len(metrics), _MAX_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
-    for start in range(0, len(params or []), _MAX_PARAMS):
-        client.log_batch(run_id, params=(params or [])[start : start + _MAX_PARAMS])
-
-
-def _metrics(figures: Mapping[str, float], *, model_id: str | None = None) -> list[Metric]:
-    now = _now()
-    return [
-        Metric(re.sub(r"[^/\w.\- :]", "_", name), float(value), now, 0, model_id=model_id)
-        for name, value in figures.items()
-    ]
-
-
-def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
-    leaves = _leaves(figures, "/")
-    return {name: value for name, value in leaves if isinstance(value, int | float) and not isinstance(value, bool)}
-
-
-def _leaves(value: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, entry in value.items():
-        if isinstance(entry, Mapping):
-            yield from _leaves(entry, separator, f"{prefix}{name}{separator}")
-        else:
-            yield f"{prefix}{name}", entry
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def quietly(work: Callable[..., object], *arguments: str) -> None:

@@ -27,6 +27,9 @@ from mgm_lora.settings import RegistrySettings
 logger = logging.getLogger(__name__)
 
 ARTIFACTS_NAME = "mlartifacts"
+FOLDER_VARIABLE = "MGM_LORA_STORE_FOLDER"
+"""Names the folder that a SQLite store's relative path starts from; none: the current one. A sweep's trials run in a copy of the project and
+write into the project's own store by it."""
 _PATH_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -130,7 +133,7 @@ def _database(tracking_uri: str) -> Path | None:
         return None
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
-    path = Path(url.database).resolve()
+    path = Path(os.environ.get(FOLDER_VARIABLE, ""), url.database).resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as connection:

@@ -22,6 +22,9 @@ CHECKPOINTS = Path("build/checkpoints")  # outside every stage's outs: DVC remov
 TRAIN_METRICS = Path("metrics/train")
 SCORE_METRICS = Path("metrics/scores")
 REPRODUCED = Path("build/reproduced")
+SWEEPS = Path("sweeps")
+SWEEP_REPORTS = Path("reports/sweeps")
+SWEEP_COPIES = Path("build/sweeps")  # where trials run; can be deleted between two sweeps
 RANKS = Path("build/ranks")  # what the processes of a training on several cards are given
 
 UNTRAINED = ("base", "merged")

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 KEY_TAG = "mgm_lora.training_key"
 ARM_TAG = "mgm_lora.arm"
+EXPERIMENT_TAG = "mgm_lora.experiment"
+"""The DVC experiment that the training is of, where it is of one."""
+_EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # `dvc exp run` sets it for its stages
 _METRIC_NAMES = {
     "loss": "train_loss",
     "eval_loss": "heldout_loss",
@@ -97,7 +100,7 @@ class Tracker:
                 run_id=_unfinished_run(experiment_id, key=key) if resume else None,
                 experiment_id=experiment_id,
                 run_name=arm,
-                tags={KEY_TAG: key, ARM_TAG: arm},
+                tags={KEY_TAG: key, ARM_TAG: arm, **_experiment_tag()},
                 log_system_metrics=True,
             )
             self.run_id = run.info.run_id
@@ -167,6 +170,11 @@ class _Reporter(TrainerCallback):
             self._busy_seconds, self._num_steps = 0.0, 0
         if metrics and state.is_world_process_zero:
             self._tracker.log(metrics, step=state.global_step)
+
+
+def _experiment_tag() -> dict[str, str]:
+    name = os.environ.get(_EXPERIMENT_VARIABLE)
+    return {EXPERIMENT_TAG: name} if name else {}
 
 
 def _unfinished_run(experiment_id: str, *, key: str) -> str | None:

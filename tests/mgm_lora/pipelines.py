@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import torch
 from PIL import Image
 
@@ -90,14 +89,6 @@ def copy_project(pipeline: Path, store: Path, root: Path) -> None:
     """A pipeline of a test's own, with a store of its own."""
     shutil.copytree(pipeline, root)
     shutil.copy(store, root / "mlflow.db")
-
-
-def forget_store() -> None:
-    """MLflow keeps where it was pointed to."""
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
 
 def write_pipeline_params(root: Path, change: dict[str, Any] | None = None) -> None:

@@ -16,6 +16,7 @@ from mgm_lora.registry.store import open_store
 from mgm_lora.registry.versions import RegisteredVersion, register_adapter
 from mgm_lora.settings import RegistrySettings
 
+from ...mlflow_store import forget_store
 from ..pipelines import (
     ARMS,
     DESTINATION,
@@ -23,7 +24,6 @@ from ..pipelines import (
     REGISTRY,
     SOURCES,
     copy_project,
-    forget_store,
     write_adapter,
     write_arm_scores,
     write_merged,

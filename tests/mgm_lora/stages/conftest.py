@@ -17,6 +17,7 @@ def two_versions(finished_pipeline: Path, empty_store: Path, tmp_path_factory: p
     from mgm_lora.artifacts import write_json
     from mgm_lora.registry.versions import register_adapter
 
+    from ...mlflow_store import forget_store
     from ..pipelines import (
         ARMS,
         BETTER,
@@ -26,7 +27,6 @@ def two_versions(finished_pipeline: Path, empty_store: Path, tmp_path_factory: p
         SOURCES,
         WORSE,
         copy_project,
-        forget_store,
         write_adapter,
         write_arm_scores,
         write_pipeline_params,
@@ -51,7 +51,7 @@ def two_versions(finished_pipeline: Path, empty_store: Path, tmp_path_factory: p
 @pytest.fixture
 def versions(two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The same, a test's own, as the working directory."""
-    from ..pipelines import forget_store
+    from ...mlflow_store import forget_store
 
     root = tmp_path / "project"
     shutil.copytree(two_versions, root)

@@ -1,0 +1,13 @@
+"""What a flow run owes the worker that started its process. It knows no flow."""
+
+import os
+
+from mgm_lora.stages.process import die_with
+
+_STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
+
+
+def end_with_worker() -> None:
+    """Ends this process, where a worker started it, with that worker, which of itself would leave it running and start another beside it."""
+    if _STARTED_BY_WORKER in os.environ:
+        die_with(os.getppid())
