@@ -5,6 +5,7 @@ What is tested in it: which trials are run, in which order, what is left of them
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from .small_project import ROOT, run_in
@@ -125,6 +126,10 @@ def trained_rates(root: Path) -> list[float]:
 def experiments(root: Path) -> list[str]:
     """Names of the experiments that DVC lists in the project."""
     told = subprocess.run(
-        ["dvc", "exp", "list", "--all-commits", "--name-only"], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "dvc", "exp", "list", "--all-commits", "--name-only"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return sorted(told.stdout.split())

@@ -105,6 +105,9 @@ class ProjectCopy:
         else:
             for lock in (self._folder / ".git").rglob("*.lock"):  # left by a git that was killed
                 lock.unlink()
+            (self.root / ".dvc/tmp/rwlock").unlink(
+                missing_ok=True
+            )  # DVC killed while it writes it leaves it empty, and reads it no more
         self._git("fetch", "--quiet", "--no-tags", str(self._top), "HEAD")
         self.reset()
         self._share_cache()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks import child
+from mgm_lora.stages import dvc_child
 from tasks.child import Reproduction, command_by_hand, reproduce
 
 
@@ -64,7 +64,7 @@ def test_failure_keeps_the_last_lines(project: Path, one_stage: Callable[[str], 
 def test_redrawn_lines_are_thinned_to_their_newest_state(
     project: Path, one_stage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "_PROGRESS_SECONDS", 0.2)
+    monkeypatch.setattr(dvc_child, "_PROGRESS_SECONDS", 0.2)
     (project / "bar.py").write_text(
         "import sys, time\nfor i in range(60):\n    sys.stderr.write(f'\\rstep {i}/60'); sys.stderr.flush(); time.sleep(0.02)\n"
         "sys.stderr.write('\\rstep 60/60\\n')\nopen('out.txt', 'w')\n"

@@ -15,7 +15,8 @@ from mgm_lora.registry.versions import RegisteredVersion
 
 PACKAGE = Path(mgm_lora.__file__).parent
 LOADED = (*PACKAGE.glob("*.py"), *PACKAGE.glob("model/*.py"), *PACKAGE.glob("lora/*.py"))
-LOADED = tuple(path for path in LOADED if path.stem not in ("cli", "registry_tools", "tools", "invocation", "__main__"))
+DOORWAYS = ("__main__", "cli", "invocation", "registry_tools", "sweep_tools", "tools")
+LOADED = tuple(path for path in LOADED if path.stem not in DOORWAYS)
 
 
 @pytest.fixture
