@@ -189,7 +189,8 @@ def test_killed_sweep_goes_on_where_it_was(project: Path) -> None:
     (project / "hold").unlink()
     with sweeping(project, "rates"):
         wait_for(lambda: 0.01 in trained_rates(project))
-    (project / "build/sweeps/rates/project/.dvc/tmp/rwlock").write_text("")  # as DVC leaves it that is killed while it writes
+    # as DVC leaves it that is killed while it writes
+    (project / "build/sweeps/rates/project/.dvc/tmp/rwlock").write_text("")
 
     result = run()
 
