@@ -1,8 +1,9 @@
-"""Trains the embedded base model on emoji: `python -m recipes.base`, after `python -m recipes.embedded`.
+"""Trains the embedded base model on emoji and drawn forms: `python -m recipes.base`, after `python -m recipes.embedded`.
 
-A tiny MGM of the same classes as MGM-2B, trained from random weights: first the towers (`recipes.towers`), then all of
-it; stored in bfloat16 under data/base. It learns what emoji are called, their groups, main colours and outlines; it
-never sees easy-VQA. What it knows is measured on the held-out emoji, beside chance.
+A tiny MGM of the same classes as MGM-2B, trained from random weights: first the towers (`recipes.towers`), kept in
+build/base-towers.pt, then all of it; stored in bfloat16 under data/base. It learns what emoji are called, their groups, main
+colours and outlines, and what drawn forms are, how large and where; it never sees easy-VQA. What it knows is measured on what
+was held out, beside chance.
 """
 
 import argparse
@@ -31,15 +32,21 @@ from mgm_lora.settings import SeededTraining
 from mgm_lora.training.batches import BatchMaker
 from mgm_lora.training.trainer import run_training
 from recipes.conversations import IMAGE_PREFIX, guess_by_type, on_white, read_samples
-from recipes.emoji import EmojiSample, augment, training_samples
+from recipes.emoji import augment
+from recipes.lessons import Lesson, read_lessons
 from recipes.towers import label_pictures, train_towers_
 
 SEED = 17
 LEARNING_RATE = 1.0e-3
-TOWER_LEARNING_RATE = 3.0e-4
-NUM_TOWER_EPOCHS = 14.0
-NUM_EPOCHS = 1.5
+TOWER_LEARNING_RATE = 3.0e-5
+NUM_TOWER_STEPS = 2000
+NUM_EPOCHS = 1.25
 NUM_KNOWN_FOR_LOSS = 256
+TOWERS = "base-towers.pt"
+LESSONS = ("emoji", "forms")
+"""Folders below build."""
+
+_TOWER_NAMES = ("vision_tower", "vlm_uni")
 
 logger = logging.getLogger(__name__)
 
@@ -50,33 +57,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--build", type=Path, default=Path("build"))
     parser.add_argument("--epochs", type=float, default=NUM_EPOCHS)
-    parser.add_argument("--tower-epochs", type=float, default=NUM_TOWER_EPOCHS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train_base(
-        arguments.data, build=arguments.build, num_epochs=arguments.epochs, num_tower_epochs=arguments.tower_epochs
-    )
+    train_base(arguments.data, build=arguments.build, num_epochs=arguments.epochs)
     scores = score_base(arguments.data, build=arguments.build)
     write_json(arguments.build / "base-scores.json", scores)
     print(json.dumps(scores, indent=1))
 
 
-def train_base(data: Path, *, build: Path, num_epochs: float, num_tower_epochs: float) -> None:
+def train_base(data: Path, *, build: Path, num_epochs: float) -> None:
     """Writes data/base: tokenizer, configuration, weights in bfloat16."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(data / "base")
     set_seed(SEED)
-    config = base_config(vocab_size=len(tokenizer))
-    model = MGMForConditionalGeneration(config)
-    processor = MGMProcessor(tokenizer, config=config)
-    samples = training_samples(build / "emoji")
-    train_towers_(model, processor=processor, labelled=label_pictures(samples), num_epochs=num_tower_epochs, seed=SEED)
+    model = MGMForConditionalGeneration(base_config(vocab_size=len(tokenizer)))
+    processor = MGMProcessor(tokenizer, config=model.config)
+    lessons = [lesson for name in LESSONS for lesson in read_lessons(build / name)]
+    _give_towers_(model, processor=processor, lessons=lessons, build=build)
     run_training(
         TrainableModel(model=model, groups=_groups(model), points=()),
         training=training_settings(num_epochs),
         knobs=StepKnobs(micro_batch_size=64),
         processor=processor,
-        train_rows=EmojiDataset(samples, processor=processor),
-        heldout_rows=EmojiDataset(_known(data)[:NUM_KNOWN_FOR_LOSS], processor=processor),
+        train_rows=Lessons(lessons, processor=processor),
+        heldout_rows=Lessons(_known(data)[:NUM_KNOWN_FOR_LOSS], processor=processor),
         checkpoints=build / "base-checkpoints",
         make_batch=AugmentedBatches(processor),
     )
@@ -85,9 +88,26 @@ def train_base(data: Path, *, build: Path, num_epochs: float, num_tower_epochs: 
         processor.save_pretrained(folder)
 
 
+def _give_towers_(
+    model: MGMForConditionalGeneration, *, processor: MGMProcessor, lessons: Sequence[Lesson], build: Path
+) -> None:
+    """Those that lie in build, else trained and kept there; in place."""
+    kept = build / TOWERS
+    if kept.exists():
+        logger.info("towers: those of %s; delete it to train them anew", kept)
+        model.load_state_dict(torch.load(kept, weights_only=True), strict=False)
+        return
+    labelled = label_pictures(lessons)
+    train_towers_(model, processor=processor, labelled=labelled, num_steps=NUM_TOWER_STEPS, seed=SEED)
+    state = {name: value for name, value in model.state_dict().items() if name.startswith(_TOWER_NAMES)}
+    unfinished = kept.with_suffix(".part")
+    torch.save(state, unfinished)
+    unfinished.rename(kept)
+
+
 def _groups(model: MGMForConditionalGeneration) -> tuple[TrainableGroup, ...]:
     names = [name for name, _ in model.named_parameters()]
-    towers = tuple(name for name in names if name.startswith(("vision_tower", "vlm_uni")))
+    towers = tuple(name for name in names if name.startswith(_TOWER_NAMES))
     rest = tuple(name for name in names if name not in towers)
     return (
         TrainableGroup(name="rest", learning_rate=LEARNING_RATE, parameter_names=rest),
@@ -96,7 +116,7 @@ def _groups(model: MGMForConditionalGeneration) -> tuple[TrainableGroup, ...]:
 
 
 def score_base(data: Path, *, build: Path) -> dict[str, Any]:
-    """Accuracy on the held-out emoji by question type and by what is new about the picture, beside chance."""
+    """Accuracy on what was held out, by question type and by what is new about the picture, beside chance."""
     model = load_model(data / "base", dtype=torch.float32)
     processor = MGMProcessor.from_pretrained(data / "base")
     known = read_samples(data / "instructions" / "known.json")
@@ -104,7 +124,7 @@ def score_base(data: Path, *, build: Path) -> dict[str, Any]:
         Question(turns=(("human", IMAGE_PREFIX + s.question),), pictures=(data / "pictures" / s.image,)) for s in known
     ]
     answers = answer_questions(model, processor=processor, questions=questions, batch_size=64, max_new_tokens=8)
-    train = read_samples(build / "emoji" / "train.json")
+    train = [sample for name in LESSONS for sample in read_samples(build / name / "train.json")]
     kinds = {
         kind: [i for i, s in enumerate(known) if kind in (s.question_type, s.id.split("-")[1])]
         for kind in _kinds(known)
@@ -129,9 +149,9 @@ def base_config(*, vocab_size: int) -> MGMConfig:
             "hidden_size": 192,
             "intermediate_size": 512,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            "num_attention_heads": 3,
             "num_key_value_heads": 1,
-            "head_dim": 48,
+            "head_dim": 64,
             "hidden_activation": "gelu_pytorch_tanh",
             "max_position_embeddings": 512,
             "pad_token_id": 0,
@@ -148,7 +168,7 @@ def base_config(*, vocab_size: int) -> MGMConfig:
             "patch_size": 8,
             "projection_dim": 64,
         },
-        aux_config={"depths": [1, 1, 2, 1], "dims": [32, 64, 128, 256], "layer_scale_init_value": 0.1},
+        aux_config={"depths": [1, 1, 2, 1], "dims": [32, 64, 128, 256], "layer_scale_init_value": 1.0},
         image_size_aux=64,
         max_length=256,
     )
@@ -173,13 +193,13 @@ def training_settings(num_epochs: float) -> SeededTraining:
     )
 
 
-class EmojiDataset(Dataset[tuple[EncodedText, Path]]):
+class Lessons(Dataset[tuple[EncodedText, Path]]):
     """Encoded questions, each with its picture's file."""
 
-    def __init__(self, samples: Sequence[EmojiSample], *, processor: MGMProcessor) -> None:
+    def __init__(self, lessons: Sequence[Lesson], *, processor: MGMProcessor) -> None:
         self._rows = [
             (processor.encode_sample((("human", IMAGE_PREFIX + s.question), ("gpt", s.answer))), s.picture)
-            for s in samples
+            for s in lessons
         ]
 
     def __len__(self) -> int:
@@ -215,9 +235,9 @@ class AugmentedBatches:
         return augment(picture, self._rng) if picture.mode == "RGBA" else on_white(picture)
 
 
-def _known(data: Path) -> list[EmojiSample]:
+def _known(data: Path) -> list[Lesson]:
     return [
-        EmojiSample(s.id, data / "pictures" / s.image, s.question_type, s.question, s.answer)
+        Lesson(s.id, data / "pictures" / s.image, s.question_type, s.question, s.answer)
         for s in read_samples(data / "instructions" / "known.json")
     ]
 

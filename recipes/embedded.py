@@ -1,8 +1,8 @@
 """Makes everything embedded but the base model: `python -m recipes.embedded`.
 
 data/instructions and data/pictures (tracked by DVC): easy-VQA to learn, easy-VQA held out, and what the base already
-knows. data/base: its tokenizer. build/emoji (not tracked): what the base is trained on. Same seed and sources, same
-bytes. Needs the optional group `recipes` and npm; it doesn't know the model nor its training (`recipes.base`).
+knows. data/base: its tokenizer. build/emoji and build/forms (not tracked): what the base is trained on. Same seed and
+sources, same bytes. Needs the optional group `recipes` and npm; it doesn't know the model nor its training (`recipes.base`).
 """
 
 import argparse
@@ -10,9 +10,11 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from mgm_lora.artifacts import new_artifact
 from recipes.conversations import Sample, count_types, guess_by_question, guess_by_type, on_white, write_samples
@@ -28,6 +30,9 @@ from recipes.emoji import (
     split_things,
 )
 from recipes.emoji_questions import ask_all, ask_some
+from recipes.form_questions import PHRASINGS as FORM_PHRASINGS
+from recipes.form_questions import ask_forms, ask_yes_no
+from recipes.forms import Form, draw_form
 from recipes.sources import FLUENT, NOTO, TWEMOJI, easy_vqa_folder, fetch_npm_package
 from recipes.tokenizer import save_tokenizer, share_of_whole_words, train_tokenizer
 
@@ -39,6 +44,9 @@ HELDOUT_COUNTS = {"colour": 300, "shape": 300, "yes_no": 200}
 HELDOUT_THING_SHARE = 0.2
 NEW_THING_COUNTS = {"emoji_group": 80, "emoji_colour": 60}
 NEW_STYLE_COUNTS = {"emoji_name": 120, "emoji_group": 80, "emoji_colour": 60}
+NUM_FORMS = 3000
+KNOWN_FORM_FAMILIES = ("form_kind", "form_place")
+NUM_KNOWN_FORMS = 60
 NUM_PHRASINGS = 2
 VOCAB_SIZE = 1500
 MAX_TEXT_TOKENS = 2048
@@ -60,11 +68,21 @@ def make_embedded(data: Path, *, build: Path) -> dict[str, object]:
     """Writes below `data` what is tracked, below `build` what the base is trained on; returns counts and baselines."""
     easy_vqa = _draw_easy_vqa()
     train_pictures, known_pictures, known, emoji_counts = _split_emoji(build / "sources")
-    base_samples = ask_all(train_pictures, num_phrasings=NUM_PHRASINGS, seed=SEED)
-    with new_artifact(build / "emoji") as folder:
-        _write_emoji(folder, train_pictures, base_samples)
+    emoji_samples = ask_all(train_pictures, num_phrasings=NUM_PHRASINGS, seed=SEED)
+    forms = _draw_forms("train", NUM_FORMS, seed=SEED)
+    known_forms = _draw_forms("known", NUM_KNOWN_FORMS, seed=SEED + 1)
+    form_samples = ask_forms(forms, part="train", families=tuple(FORM_PHRASINGS), seed=SEED)
+    form_samples += ask_yes_no(forms, part="train", seed=SEED)
+    known_form_samples = ask_forms(known_forms, part="known", families=KNOWN_FORM_FAMILIES, seed=SEED)
+    known += [replace(sample, image=f"forms/{sample.image}") for sample in known_form_samples]
+    base_samples = emoji_samples + form_samples
+    cutouts = {picture.file_name: picture.cutout for picture in train_pictures}
+    _write_lessons(build / "emoji", cutouts, emoji_samples)
+    _write_lessons(build / "forms", {name: form.picture for name, form in forms.items()}, form_samples)
+    known_drawn = {name: on_white(picture.cutout) for name, picture in known_pictures.items()}
+    known_drawn |= {f"forms/{name}": form.picture for name, form in known_forms.items()}
     with new_artifact(data / "pictures") as folder:
-        _write_pictures(folder, easy_vqa, known_pictures)
+        _write_pictures(folder, easy_vqa, known_drawn)
     with new_artifact(data / "instructions") as folder:
         write_samples(folder / "train.json", easy_vqa.train)
         write_samples(folder / "heldout.json", easy_vqa.heldout)
@@ -72,7 +90,7 @@ def make_embedded(data: Path, *, build: Path) -> dict[str, object]:
     whole_words = _make_tokenizer(data / "base", base_samples, easy_vqa.train)
     return {
         "easy_vqa": _report_easy_vqa(easy_vqa),
-        "emoji": emoji_counts | _report_emoji(base_samples, known),
+        "emoji": emoji_counts | _report_known(base_samples, known),
         "tokenizer": whole_words,
     }
 
@@ -114,20 +132,27 @@ def _split_emoji(sources: Path) -> tuple[list[EmojiPicture], dict[str, EmojiPict
     return train, {f"emoji/{sample.image}": by_name[sample.image] for sample in asked}, known, counts
 
 
-def _write_emoji(folder: Path, pictures: Sequence[EmojiPicture], samples: Sequence[Sample]) -> None:
-    (folder / "pictures").mkdir(parents=True)
-    for picture in pictures:
-        picture.cutout.save(folder / "pictures" / picture.file_name)
-    write_samples(folder / "train.json", samples)
+def _draw_forms(part: str, count: int, *, seed: int) -> dict[str, Form]:
+    """By file name."""
+    rng = random.Random(seed)
+    return {f"{part}-{number:05d}.png": draw_form(rng) for number in range(count)}
 
 
-def _write_pictures(folder: Path, easy_vqa: EasyVqa, known: dict[str, EmojiPicture]) -> None:
+def _write_lessons(target: Path, pictures: Mapping[str, Image.Image], samples: Sequence[Sample]) -> None:
+    with new_artifact(target) as folder:
+        (folder / "pictures").mkdir(parents=True)
+        for name, picture in pictures.items():
+            picture.save(folder / "pictures" / name)
+        write_samples(folder / "train.json", samples)
+
+
+def _write_pictures(folder: Path, easy_vqa: EasyVqa, known: Mapping[str, Image.Image]) -> None:
     for image in [*easy_vqa.pictures, *known]:
         (folder / image).parent.mkdir(parents=True, exist_ok=True)
     for image, source in easy_vqa.pictures.items():
         shutil.copyfile(source, folder / image)
     for image, picture in known.items():
-        on_white(picture.cutout).save(folder / image, optimize=True)
+        picture.save(folder / image, optimize=True)
 
 
 def _make_tokenizer(folder: Path, *sets: Sequence[Sample]) -> dict[str, object]:
@@ -157,7 +182,7 @@ def _report_easy_vqa(easy_vqa: EasyVqa) -> dict[str, object]:
     }
 
 
-def _report_emoji(base_samples: Sequence[Sample], known: Sequence[Sample]) -> dict[str, object]:
+def _report_known(base_samples: Sequence[Sample], known: Sequence[Sample]) -> dict[str, object]:
     names = {sample.answer for sample in base_samples if sample.question_type == "emoji_name"}
     types = count_types(known)
     by_type = {name: [sample for sample in known if sample.question_type == name] for name in types}

@@ -16,7 +16,7 @@ from typing import Literal
 
 from PIL import Image
 
-from recipes.conversations import on_white, pixels_key, read_samples
+from recipes.conversations import on_white, pixels_key
 
 Style = Literal["noto", "twemoji", "fluent"]
 TRAINING_STYLES: tuple[Style, ...] = ("noto", "twemoji")
@@ -65,32 +65,6 @@ class EmojiPicture:
     def file_name(self) -> str:
         """Unique among all things and styles."""
         return f"{self.style}-{self.thing.code}.png"
-
-
-@dataclass(frozen=True)
-class EmojiSample:
-    """A question about one emoji picture, for the training of the base."""
-
-    id: str
-    picture: Path
-    """An RGBA file, for `augment`."""
-    question_type: str
-    question: str
-    answer: str
-
-
-def training_samples(folder: Path) -> list[EmojiSample]:
-    """The base's training questions as `python -m recipes.embedded` left them in `folder` (build/emoji)."""
-    return [
-        EmojiSample(
-            id=sample.id,
-            picture=folder / "pictures" / sample.image,
-            question_type=sample.question_type,
-            question=sample.question,
-            answer=sample.answer,
-        )
-        for sample in read_samples(folder / "train.json")
-    ]
 
 
 def augment(picture: Image.Image, rng: random.Random) -> Image.Image:

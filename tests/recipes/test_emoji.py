@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from recipes.conversations import Sample, write_samples
-from recipes.emoji import EmojiPicture, Thing, augment, drop_repeated, read_things, split_things, training_samples
+from recipes.emoji import EmojiPicture, Thing, augment, drop_repeated, read_things, split_things
 
 
 def test_things_leave_out_parts_country_flags_and_gendered_forms(tmp_path: Path) -> None:
@@ -61,10 +60,3 @@ def test_augmenting_changes_size_place_and_background() -> None:
     rng = random.Random(0)
     seen = {augment(Image.new("RGBA", (64, 64), "blue"), rng).tobytes() for _ in range(30)}
     assert len(seen) > 15
-
-
-def test_training_samples_name_files_below_the_folder(tmp_path: Path) -> None:
-    write_samples(tmp_path / "train.json", [Sample("e-1", "noto-1f534.png", "emoji_name", "what is this?", "circle")])
-    (sample,) = training_samples(tmp_path)
-    assert sample.picture == tmp_path / "pictures" / "noto-1f534.png"
-    assert (sample.question, sample.answer) == ("what is this?", "circle")
