@@ -44,6 +44,8 @@ class ComparisonSources:
     """Holds `train/<arm>-<seed>.json`."""
     base: Path | None = None
     """The base's checkpoint, for its size; none: the size is not shown."""
+    sweeps: Path | None = None
+    """Holds a result per sweep that has come to its end; none: there are no sweeps."""
 
 
 class LossPoint(BaseModel):
