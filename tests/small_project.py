@@ -21,6 +21,8 @@ def make_project(folder: Path, *, base: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "requirements.lock", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "sweeps" / "results").mkdir(parents=True)
+    shutil.copy(ROOT / "sweeps/results/README.md", folder / "sweeps/results/README.md")
     shutil.copytree(base, folder / "data" / "base")
     for number, part in enumerate(("train", "heldout", "known")):
         _write_samples(folder / "data", part, num_samples=(48, 24, 16)[number], shade=number)

@@ -52,7 +52,8 @@ def write(path, content):
 if stage == 'plan':
     write(f'artifacts/plans/{arm}/plan.json', {})
 elif stage == 'evaluate':
-    write(f'artifacts/scores/{name}/scores.json', {})
+    asked = {'parents': {'samples': 's'}, 'base': {'digest': 'b'}, 'settings': {'evaluation': {'metric': 'exact'}}}
+    write(f'artifacts/scores/{name}/manifest.json', asked)
     write(f'metrics/scores/{name}.json', {'score': 0.5, 'score_low': 0.4, 'score_high': 0.6})
 else:
     print(f'training {name} at {rate}', flush=True)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -12,8 +13,17 @@ import pytest
 
 from .browser import needs_browser, open_browser, open_page
 from .small_project import ROOT, run_in, try_in, write_params
+from .sweep_project import add_sweep, commit
 
 ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
+SWEEP = """
+about: a smaller rank
+arms: [lora]
+search: grid
+evaluate: true
+vary:
+  rank: {entry: arm.rank, values: [2]}
+"""
 STAGES = {
     "validate",
     "plan@lora",
@@ -211,6 +221,25 @@ def test_two_ranks_under_deepspeed_train_what_one_process_does(project: Path) ->
     finally:
         write_params(project)
         run_in(project, ["dvc", "repro"])
+
+
+def test_trial_of_a_sweep_is_a_point_of_the_next_report(project: Path, tmp_path: Path) -> None:
+    run_in(project, ["dvc", "repro"])
+    root = tmp_path / "swept"
+    shutil.copytree(project, root, symlinks=True)
+    (root / ".gitignore").write_text("__pycache__/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
+    add_sweep(root, "ranks", SWEEP)
+    commit(root)
+
+    run_in(root, [sys.executable, "-m", "mgm_lora", "sweep", "ranks"])
+
+    assert _read_json(root / "sweeps/results/ranks.json")["arms"][0]["best"]
+    assert _stages_run(run_in(root, ["dvc", "repro"])) == {"compare", "register"}
+    told = (root / "reports/comparison.md").read_text(encoding="utf-8")
+    assert "1 trial of ranks, trained with seed 17: the same base, samples and questions as the arms." in told
+    assert "| LoRA | rank 2 | ranks, best by loss | " in told
+    page = (root / "reports/comparison.html").read_text(encoding="utf-8")
+    assert page.count("<title>LoRA, rank 2: ") == 2  # over memory, and over parameters
 
 
 def _read_json(path: Path) -> Any:

@@ -20,8 +20,10 @@ from mgm_lora.evaluation.predictions import Prediction
 from mgm_lora.evaluation.rows import ArmRow, answers_in_score, flat, make_row
 from mgm_lora.evaluation.scoring import scored
 from mgm_lora.evaluation.sources import BASELINE, MERGED, Arm, ComparisonSources, FailedArm, read_arms
+from mgm_lora.evaluation.trials import Trials, read_trials
 from mgm_lora.evaluation.verdict import Verdict, judge
 from mgm_lora.settings import REFERENCE, SUBJECT, ComparisonSettings, EvaluationSettings
+from mgm_lora.sweeping.results import Asked
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Comparison:
     question_only: Estimate
     arms: Mapping[str, Arm]
     failed: tuple[FailedArm, ...]
+    trials: Trials
+    """Of sweeps, beside the arms: one training each."""
     samples: Manifest
     """The `SampleTable`'s manifest."""
     evaluation: EvaluationSettings
@@ -59,6 +63,7 @@ def compare(
     Raises:
         ArtifactError: an arm is missing or not whole; the message names the stage to run.
         DataError: the arms answered different samples.
+        SweepError: a sweep's result can't be read.
     """
     manifest = read_manifest(sources.samples, kind="SampleTable")
     arms, failed = read_arms(sources, evaluation=evaluation, comparison=comparison, allow_failed=allow_failed)
@@ -82,6 +87,7 @@ def compare(
         question_only=_question_only(sources.samples, arms[BASELINE].first.predictions, evaluation),
         arms=arms,
         failed=failed,
+        trials=read_trials(sources.sweeps, arms=tuple(arms), asked=_asked(arms[BASELINE])),
         samples=manifest,
         evaluation=evaluation,
         settings=comparison,
@@ -116,6 +122,16 @@ def comparison_metrics(comparison: Comparison) -> dict[str, object]:
         "arms": {row.name: row.metrics() for row in comparison.rows},
         **({"failed": {arm.name: arm.reason for arm in comparison.failed}} if comparison.failed else {}),
     }
+
+
+def _asked(baseline: Arm) -> Asked:
+    """What the arms were asked; `read_arms` has seen that all answered the same."""
+    manifest = baseline.first.manifests[f"scores/{BASELINE}"]
+    return Asked(
+        samples=manifest.parents.get("samples", ""),
+        base=str(manifest.base.get("digest", "")),
+        evaluation=manifest.settings["evaluation"],
+    )
 
 
 def _question_only(samples: Path, predictions: Sequence[Prediction], evaluation: EvaluationSettings) -> Estimate:

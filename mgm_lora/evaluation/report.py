@@ -24,6 +24,7 @@ from mgm_lora.evaluation.predictions import Prediction, of_set, type_name
 from mgm_lora.evaluation.provenance import gather_provenance
 from mgm_lora.evaluation.scoring import scored
 from mgm_lora.evaluation.sources import BASELINE, MERGED
+from mgm_lora.evaluation.trials import group_told, trial_memory, trials_told
 from mgm_lora.settings import REFERENCE, SUBJECT
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -76,6 +77,7 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     """What both forms of the report show."""
     return {
         "comparison": comparison,
+        "trials": comparison.trials,
         "rows": {row.name: row for row in comparison.rows},
         "about": {name: describe_arm(arm) for name, arm in comparison.arms.items()},
         "score_types": sorted({type_name(item) for item in _scored(comparison, SUBJECT)}),
@@ -100,6 +102,7 @@ def _environment(*, is_html: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update({name: getattr(formatting, name) for name in _FORMATS})
+    environment.filters.update(trials_told=trials_told, group_told=group_told, trial_memory=trial_memory)
     return environment
 
 

@@ -3,7 +3,7 @@
 Where places on a chart come from is in `charts` and `pareto`; how a chart is drawn, in the templates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import mean
 
@@ -15,6 +15,7 @@ from mgm_lora.evaluation.intervals import Estimate
 from mgm_lora.evaluation.pareto import Offer, ScatterChart, scatter_chart
 from mgm_lora.evaluation.rows import ArmRow
 from mgm_lora.evaluation.sources import BASELINE, MERGED, LossPoint
+from mgm_lora.evaluation.trials import ShownTrial
 from mgm_lora.settings import SUBJECT
 
 
@@ -88,20 +89,23 @@ def loss_charts(comparison: Comparison) -> list[LineChart]:
 
 
 def cost_charts(comparison: Comparison) -> list[ScatterChart]:
-    """Score over a step's memory and over the trained parameters."""
+    """Score over a step's memory and over the trained parameters, of the arms and of the trials that stand beside them."""
     rows = [row for row in comparison.rows if row.cost.trainable_parameters]
-    memory = {row.name: row.cost.step_memory_gib or row.cost.planned_memory_gib for row in rows}
-    parameters = {row.name: row.cost.trainable_parameters for row in rows}
+    trials = comparison.trials.shown
+    memory = [(row, row.cost.step_memory_gib or row.cost.planned_memory_gib) for row in rows]
+    memory_of_trials = [(trial, trial.step_memory_gib or trial.planned_memory_gib) for trial in trials]
     charts = []
-    if rows and all(memory.values()):
-        unit, factor = ("GiB", 1.0) if max(filter(None, memory.values())) >= 1.0 else ("MiB", 1024.0)
-        scaled = {name: factor * value if value else None for name, value in memory.items()}
+    if rows and all(cost for _, cost in memory):
+        costs = [cost for _, cost in (*memory, *memory_of_trials) if cost]
+        unit, factor = ("GiB", 1.0) if max(costs) >= 1.0 else ("MiB", 1024.0)
+        offers = [*_offers(memory, factor=factor), *_trial_offers(memory_of_trials, factor=factor)]
         write = partial(formatting.quantity, unit=unit)
-        charts.append(_scatter(_offers(rows, scaled), "Score and memory", "memory of a step", write))
+        charts.append(_scatter(offers, "Score and memory", "memory of a step", write))
     if rows:
-        charts.append(
-            _scatter(_offers(rows, parameters), "Score and parameters", "trained parameters", formatting.short_count)
-        )
+        parameters = _offers([(row, row.cost.trainable_parameters) for row in rows])
+        of_trials = _trial_offers([(trial, trial.trainable_parameters) for trial in trials])
+        offers = [*parameters, *of_trials]
+        charts.append(_scatter(offers, "Score and parameters", "trained parameters", formatting.short_count))
     return charts
 
 
@@ -141,11 +145,20 @@ def _mean_curve(runs: Sequence[Sequence[LossPoint]]) -> list[tuple[float, float]
     return [(float(place), mean(losses)) for place, losses in sorted(by_place.items()) if len(losses) == len(runs)]
 
 
-def _offers(rows: Sequence[ArmRow], costs: Mapping[str, float | None]) -> list[Offer]:
+def _offers(costs: Sequence[tuple[ArmRow, float | None]], *, factor: float = 1.0) -> list[Offer]:
     return [
-        Offer(arm_label(row.name), row.name, float(cost), row.score.value, row.score.low, row.score.high)
-        for row in rows
-        if (cost := costs[row.name]) is not None
+        Offer(arm_label(row.name), row.name, factor * cost, row.score.value, row.score.low, row.score.high)
+        for row, cost in costs
+        if cost is not None
+    ]
+
+
+def _trial_offers(costs: Sequence[tuple[ShownTrial, float | None]], *, factor: float = 1.0) -> list[Offer]:
+    """Without their intervals: what is drawn small is not to stretch the axis."""
+    return [
+        Offer(trial.label, trial.arm, factor * cost, trial.score, trial.score, trial.score, is_trial=True)
+        for trial, cost in costs
+        if cost is not None
     ]
 
 

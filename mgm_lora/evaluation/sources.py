@@ -44,6 +44,8 @@ class ComparisonSources:
     """Holds `train/<arm>-<seed>.json`."""
     base: Path | None = None
     """The base's checkpoint, for its size; none: the size is not shown."""
+    sweeps: Path | None = None
+    """Holds a result per sweep that has come to its end; none: there are no sweeps."""
 
 
 class LossPoint(BaseModel):
@@ -145,7 +147,7 @@ def read_arms(
         allow_failed: tell arms that are not whole instead of stopping; base, `lora` and `full` must be whole all the same.
 
     Raises:
-        ArtifactError: an arm's scores, model or training record is missing, not whole, or scored with other settings.
+        ArtifactError: an arm's scores, model or training record is missing, not whole, scored with other settings, or of another base.
         DataError: two arms answered different samples.
     """
     others = [name for name in comparison.arms if name != SUBJECT]
@@ -161,6 +163,7 @@ def read_arms(
             failed.append(FailedArm(name, str(error)))
     for name, arm in arms.items():
         for run in arm.runs:
+            _check_same_base(run, arms[BASELINE].first, name=_run_name(name, run.seed))
             _check_paired(run.predictions, arms[BASELINE].first.predictions, name=_run_name(name, run.seed))
     return arms, tuple(failed)
 
@@ -218,6 +221,16 @@ def _read_record(path: Path, model: type[_Record], *, name: str) -> _Record:
         return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, ValidationError) as error:
         raise ArtifactError(f"'{name}' has no whole record '{path}': run `dvc repro train@{name}`. {error}") from error
+
+
+def _check_same_base(run: ArmRun, baseline: ArmRun, *, name: str) -> None:
+    """What an arm has learned, and forgotten, is told beside the base that it began with, and no other."""
+    theirs, ours = (run.manifests[f"scores/{name}"].base, baseline.manifests[f"scores/{BASELINE}"].base)
+    if theirs.get("digest") != ours.get("digest"):
+        raise ArtifactError(
+            f"'{name}' stands on the base {theirs.get('model')} with digest {theirs.get('digest')}, and the baseline that was asked is"
+            f" {ours.get('model')} with digest {ours.get('digest')}: run `dvc repro`, which makes all anew that is of another base"
+        )
 
 
 def _check_paired(first: Sequence[Prediction], second: Sequence[Prediction], *, name: str) -> None:

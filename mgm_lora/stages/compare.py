@@ -19,6 +19,7 @@ def run(settings: Settings, *, allow_failed: bool = False) -> Comparison:
         merged=paths.MERGED,
         metrics=paths.METRICS,
         base=base if base.is_dir() else None,  # a hub id's size is not looked up: that would load torch
+        sweeps=paths.SWEEP_RESULTS,
     )
     comparison = compare(
         sources, evaluation=settings.evaluation, comparison=settings.comparison, allow_failed=allow_failed

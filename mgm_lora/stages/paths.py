@@ -23,6 +23,7 @@ TRAIN_METRICS = Path("metrics/train")
 SCORE_METRICS = Path("metrics/scores")
 REPRODUCED = Path("build/reproduced")
 SWEEPS = Path("sweeps")
+SWEEP_RESULTS = Path("sweeps/results")  # of sweeps that have come to their end; in git, and read by `compare`
 SWEEP_REPORTS = Path("reports/sweeps")
 SWEEP_COPIES = Path("build/sweeps")  # where trials run; can be deleted between two sweeps
 RANKS = Path("build/ranks")  # what the processes of a training on several cards are given

@@ -13,7 +13,7 @@ from mgm_lora.settings import read_entries
 from mgm_lora.stages import paths
 from mgm_lora.stages.params_file import difference, with_entries, write_checked
 from mgm_lora.stages.plan import request_of
-from mgm_lora.stages.sweep_runner import PlannedSweep, SweepRunner, open_sweep, plan_sweep, report_files
+from mgm_lora.stages.sweep_runner import PlannedSweep, SweepRunner, open_sweep, plan_sweep, report_files, result_file
 from mgm_lora.sweeping.definition import find_definitions, read_definition
 from mgm_lora.sweeping.report import outcome_lines
 from mgm_lora.sweeping.results import SweepResult, TrialResult
@@ -81,6 +81,7 @@ def summary_lines(result: SweepResult) -> list[str]:
         f"report  {files['md']}",
         f"figures {files['json']}",
         *([f"picture {files['png']}"] if files["png"].is_file() else []),
+        *([] if result.count("waiting") else [f"result  {result_file(result.name)}, which `dvc repro compare` reads"]),
     ]
 
 

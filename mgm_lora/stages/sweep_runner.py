@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mgm_lora.artifacts import MANIFEST_NAME
 from mgm_lora.errors import RegistryError, SweepError, TrialInterruptedError
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.sweep_runs import History, write_sweep_runs
@@ -29,7 +30,7 @@ from mgm_lora.stages.experiments import (
 from mgm_lora.stages.pipeline_inputs import changed_data, changed_since_commit, committed_inputs
 from mgm_lora.sweeping.definition import SweepDefinition, find_definitions, read_definition
 from mgm_lora.sweeping.report import write_report
-from mgm_lora.sweeping.results import AxisInfo, SweepResult, TrialResult, judge, read_sweep, write_sweep
+from mgm_lora.sweeping.results import Asked, AxisInfo, SweepResult, TrialResult, judge, read_sweep, write_sweep
 from mgm_lora.sweeping.trials import Trial, make_trials
 
 logger = logging.getLogger(__name__)
@@ -123,15 +124,23 @@ class SweepRunner:
             history = paths.TRAINED / paths.run_name(trial.arm, trial.seed) / "history.json"
             self._histories[trial.name] = self._copy.read_json(history)
         trials = [result if each.name == trial.name else each for each in self.result.trials]
-        self.result = _result(self.name, definition=definition, project=self._planned.project, trials=trials)
+        asked = self._asked(trial) if result.scores else self.result.asked
+        self.result = _result(
+            self.name, definition=definition, project=self._planned.project, trials=trials, asked=asked
+        )
         self.write()
         return result
 
     def write(self) -> None:
-        """Writes the report and MLflow's runs; a store that can't be reached is told, and costs nothing else."""
+        """Writes the report and MLflow's runs, and where no trial waits the result that the comparison reads.
+
+        A store that can't be reached is told, and costs nothing else.
+        """
         files = report_files(self.name)
         write_sweep(self.result, files["json"])
         write_report(self.result, markdown=files["md"], picture=files["png"])
+        if not self.result.count("waiting"):
+            write_sweep(self.result, result_file(self.name))
         try:
             store = open_store(read_settings(paths.PARAMS).registry)
             write_sweep_runs(store, result=self.result, histories=self._histories, files=list(files.values()))
@@ -141,6 +150,15 @@ class SweepRunner:
                 error,
                 self.name,
             )
+
+    def _asked(self, trial: Trial) -> Asked:
+        """As the scores that the trial has just left say it."""
+        manifest = self._copy.read_json(paths.SCORES / paths.run_name(trial.arm, trial.seed) / MANIFEST_NAME)
+        return Asked(
+            samples=manifest["parents"]["samples"],
+            base=manifest["base"]["digest"],
+            evaluation=manifest["settings"]["evaluation"],
+        )
 
     def _judged(self, trial: Trial, *, end: ExperimentEnd) -> TrialResult:
         if end.failed_stage is None:
@@ -171,6 +189,11 @@ class SweepRunner:
 def report_files(name: str) -> dict[str, Path]:
     """Where a sweep's report lies, by kind of file: json, md, png."""
     return {kind: paths.SWEEP_REPORTS / f"{name}.{kind}" for kind in ("json", "md", "png")}
+
+
+def result_file(name: str) -> Path:
+    """Where the result of a sweep lies in which no trial waits."""
+    return paths.SWEEP_RESULTS / f"{name}.json"
 
 
 def _find(name: str) -> SweepDefinition:
@@ -204,29 +227,49 @@ def _found(
     name: str, *, definition: SweepDefinition, project: Project, trials: Sequence[Trial], retry: bool
 ) -> SweepResult:
     experiments = find_experiments(project.root)
-    failed = {} if retry else _failed_before(name)
+    before = _read_before(name)
+    failed = {} if retry or before is None else _failed_before(before)
     found = []
     for trial in trials:
         if trial.name in experiments:
             found.append(_done(trial, commit=experiments[trial.name], root=project.root, evaluate=definition.evaluate))
         else:
             found.append(failed.get(trial.name, _of(trial)))
-    return _result(name, definition=definition, project=project, trials=found)
+    asked = _asked_before(before, trials=found) if before else None
+    return _result(name, definition=definition, project=project, trials=found, asked=asked)
 
 
-def _failed_before(name: str) -> dict[str, TrialResult]:
-    """Trials that failed by themselves, as the report says; what was killed waits again."""
+def _read_before(name: str) -> SweepResult | None:
+    """What an earlier run has written down."""
     path = report_files(name)["json"]
     if not path.is_file():
-        return {}
+        return None
     try:
-        return {trial.name: trial for trial in read_sweep(path).trials if trial.state == "failed" and trial.is_final}
+        return read_sweep(path)
     except SweepError as error:
         logger.warning("%s; trials that failed are run again", error)
-        return {}
+        return None
 
 
-def _result(name: str, *, definition: SweepDefinition, project: Project, trials: Sequence[TrialResult]) -> SweepResult:
+def _failed_before(before: SweepResult) -> dict[str, TrialResult]:
+    """Trials that failed by themselves, as the report says; what was killed waits again."""
+    return {trial.name: trial for trial in before.trials if trial.state == "failed" and trial.is_final}
+
+
+def _asked_before(before: SweepResult, *, trials: Sequence[TrialResult]) -> Asked | None:
+    """A trial's name stands for its data, base and evaluation: where one is there still, what it was asked holds for all."""
+    names = {trial.name for trial in before.trials if trial.scores}
+    return before.asked if any(trial.name in names for trial in trials) else None
+
+
+def _result(
+    name: str,
+    *,
+    definition: SweepDefinition,
+    project: Project,
+    trials: Sequence[TrialResult],
+    asked: Asked | None = None,
+) -> SweepResult:
     return SweepResult(
         name=name,
         about=definition.about,
@@ -236,6 +279,7 @@ def _result(name: str, *, definition: SweepDefinition, project: Project, trials:
         axes=tuple(AxisInfo(name=axis, entry=of.entry) for axis, of in definition.vary.items()),
         trials=tuple(trials),
         arms=judge(definition.arms, trials),
+        asked=asked,
     )
 
 

@@ -1,7 +1,8 @@
 """What a sweep has found, as `reports/sweeps/NAME.json` holds it: every trial with its settings, figures and state, and who is best.
 
 The file is the place to read a sweep from (`read_sweep`): `trial.figures` bears the names of metrics/train, `trial.scores` those of
-metrics/scores. It holds no clock time, and is written anew after every trial. It doesn't know how trials are run.
+metrics/scores. It holds no clock time, and is written anew after every trial. Once no trial waits it is in `sweeps/results` too, which git tracks
+and the comparison reads. It doesn't know how trials are run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,19 @@ class ArmOutcome(BaseModel):
     """Axes of numbers on which the best trial lies at an end of what was tried: better ones may lie beyond."""
 
 
+class Asked(BaseModel):
+    """What all trials of a sweep that evaluates were asked, and what they began with: only with others of the same can their scores be compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: str
+    """Digest of the `SampleTable`: what was learned from, and the questions."""
+    base: str
+    """Digest of the base model."""
+    evaluation: dict[str, Any]
+    """The section `evaluation` of the settings."""
+
+
 class SweepResult(BaseModel):
     """A sweep as far as it has come."""
 
@@ -93,6 +107,8 @@ class SweepResult(BaseModel):
     axes: tuple[AxisInfo, ...]
     trials: tuple[TrialResult, ...]
     arms: tuple[ArmOutcome, ...]
+    asked: Asked | None = None
+    """None where no trial was asked anything yet."""
 
     def of_arm(self, arm: str) -> tuple[TrialResult, ...]:
         """The arm's trials."""

@@ -112,6 +112,7 @@ def make_run(tmp_path: Path, evaluation: EvaluationSettings) -> MakeRun:
             trained=tmp_path / "artifacts/trained",
             merged=tmp_path / "artifacts/merged",
             metrics=tmp_path / "metrics",
+            sweeps=tmp_path / "sweeps/results",
         )
         _write_samples(sources.samples, with_known=with_known)
         for arm, name in NAMES.items():
@@ -173,7 +174,7 @@ def write_answers(
         arm=arm,
         samples=sources.samples,
         evaluation=evaluation,
-        parents={"model": "ab" * 32},
+        parents={"model": "ab" * 32, "samples": "ab" * 32},
         base={"model": "data/base", "revision": None, "digest": "cd" * 32},
         updates=[] if arm in ("base", "merged") else UPDATES,
         destination=sources.scores / arm,

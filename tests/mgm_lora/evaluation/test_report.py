@@ -19,9 +19,15 @@ from mgm_lora.evaluation.sources import ComparisonSources
 from mgm_lora.settings import ComparisonSettings, EvaluationSettings
 
 from ...browser import DESK, PHONE, needs_browser, open_page, overflows, worst_contrast
+from .sweep_results import ASKED, done, failed, write_result
 
 MakeRun = Callable[..., ComparisonSources]
 WriteReport = Callable[[ComparisonSources], Path]
+_TITLE_UNDER_MIDDLE = """dot => {
+  const box = dot.getBoundingClientRect();
+  const met = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return met.closest(".trial")?.querySelector("title").textContent;
+}"""
 _LOADING = {"src", "href", "srcset", "data", "action", "poster", "xlink:href"}
 
 
@@ -219,6 +225,66 @@ def test_markdown_holds_the_same_figures(make_run: MakeRun, report: WriteReport)
     assert "| rank-4 |" in text
     assert "+5.0 pp [" in text
     assert "\n\n\n" not in text
+
+
+@pytest.fixture
+def swept(make_run: MakeRun, evaluation: EvaluationSettings) -> ComparisonSources:
+    """The run, with a sweep that was asked the same: two trials done, one failed."""
+    sources = make_run()
+    assert sources.sweeps
+    asked = ASKED.model_copy(update={"evaluation": evaluation.model_dump(mode="json")})
+    trials = [done(rank=8, score=0.7, step_memory_gib=1.2), done(rank=64, score=0.95, loss=0.9)]
+    write_result(sources.sweeps, [*trials, failed(rank=4, words="mgm-lora: <b>no number</b>")], asked=asked)
+    return sources
+
+
+@needs_browser
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_trials_are_hollow_points_that_say_what_they_are(
+    swept: ComparisonSources,
+    report: WriteReport,
+    browser: Browser,
+    size: tuple[int, int],
+    scheme: Literal["light", "dark"],
+) -> None:
+    with open_page(browser, report(swept), size=size) as page:
+        page.emulate_media(color_scheme=scheme)
+        page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true })")
+        for chart in page.locator("#cost .plot").all():
+            dots = chart.locator(".trial .dot")
+            assert [dot.evaluate("dot => getComputedStyle(dot).fill") for dot in dots.all()] == ["none", "none"]
+            assert "trials of sweeps, which the table below lists: 2" in str(
+                chart.locator("svg[role=img]").get_attribute("aria-label")
+            )
+            dots.first.scroll_into_view_if_needed()
+            # what the pointer meets in the middle of a point, though that is empty
+            assert "LoRA, rank" in str(dots.first.evaluate(_TITLE_UNDER_MIDDLE))
+        assert page.locator("#cost .trials tbody tr").count() == 2
+        assert overflows(page) == 0
+        contrast, words = worst_contrast(page)
+        assert contrast >= 4.5, words
+
+
+def test_trials_that_are_left_out_are_told_in_both_forms(swept: ComparisonSources, report: WriteReport) -> None:
+    path = report(swept)
+    page, markdown = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
+
+    assert "1 trial of ranks: failed (LoRA, rank 4: mgm-lora: &lt;b&gt;no number&lt;/b&gt;)" in page
+    assert "- 1 trial of ranks: failed (LoRA, rank 4: mgm-lora: <b>no number</b>)" in markdown
+    assert (
+        "| LoRA | rank 64 | ranks, best by loss | 95.0 % [90.0, 100.0] | 0.9 | 64,000 | 1.50 GiB | 2.00 min |"
+        in markdown
+    )
+    assert "joins the arms and trials that no other beats" in page
+    assert "\n\n\n" not in markdown
+
+
+def test_without_sweeps_nothing_is_said_of_trials(make_run: MakeRun, report: WriteReport) -> None:
+    path = report(make_run())
+
+    assert "rials of sweeps" not in path.read_text(encoding="utf-8")
+    assert "rials of sweeps" not in path.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def _attributes(cards: Locator, name: str) -> list[str | None]:

@@ -58,6 +58,27 @@ def test_what_is_missing_names_the_stage_to_run(
         read(sources, evaluation)
 
 
+@pytest.mark.parametrize("name", ["base", "lora-17", "full-17"])
+def test_no_arm_is_told_without_base_lora_and_full(
+    make_run: MakeRun, evaluation: EvaluationSettings, comparison_settings: ComparisonSettings, name: str
+) -> None:
+    """Others may have failed; nothing can be said of any arm without these."""
+    sources = make_run()
+    shutil.rmtree(sources.scores / name)
+    with pytest.raises(ArtifactError, match=f"'{name}' has no scores to compare"):
+        read_arms(sources, evaluation=evaluation, comparison=comparison_settings, allow_failed=True)
+
+
+def test_an_arm_of_another_base_has_no_baseline(make_run: MakeRun, evaluation: EvaluationSettings) -> None:
+    sources = make_run()
+    path = sources.scores / "full-17" / "manifest.json"
+    path.write_text(path.read_text().replace("cd" * 32, "ef" * 32))
+    with pytest.raises(
+        ArtifactError, match=f"'full-17' stands on the base data/base with digest {'ef' * 32}, and the "
+    ):
+        read(sources, evaluation)
+
+
 def test_a_training_without_a_finite_record_is_an_error(make_run: MakeRun, evaluation: EvaluationSettings) -> None:
     sources = make_run()
     path = sources.metrics / "train" / "full-17.json"

@@ -22,7 +22,7 @@ from mgm_lora.registry.writing import EXPERIMENT_TAG
 from mgm_lora.settings import read_entries, read_settings
 from mgm_lora.stages import sweep
 from mgm_lora.stages.sweep_runner import plan_sweep
-from mgm_lora.sweeping.results import ArmOutcome, SweepResult, TrialResult, read_sweep
+from mgm_lora.sweeping.results import ArmOutcome, Asked, SweepResult, TrialResult, read_sweep
 
 from ...mlflow_store import forget_store
 from ...small_project import environment, run_in
@@ -43,6 +43,7 @@ vary:
   rate: {entry: arm.learning_rate, times: [1, 10]}
 """
 REPORT = Path("reports/sweeps/rates.json")
+RESULT_OF_RATES = Path("sweeps/results/rates.json")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def test_best_by_held_out_loss_is_found_and_reported(swept: Swept) -> None:
     assert result.trials[1].entries == {"arms.lora.learning_rate": 0.01}
     assert result.trials[1].figures["step_memory_gib"] == 0.25
     assert read_sweep(report) == result
+    assert read_sweep(swept.root / RESULT_OF_RATES) == result
     assert "| **0.01** | **1** |" in report.with_suffix(".md").read_text()
     assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "[2/3] held-out loss 1, the best of lora so far" in swept.told
@@ -150,7 +152,9 @@ def test_every_trial_is_a_child_run_of_the_sweep(swept: Swept) -> None:
 
 
 def test_project_itself_stays_as_it_was(swept: Swept) -> None:
-    assert run_in(swept.root, ["git", "status", "--porcelain"]).split() == ["??", "notes.txt", "??", "reports/"]
+    assert run_in(swept.root, ["git", "status", "--porcelain"]).split() == [
+        *("??", "notes.txt", "??", "reports/", "??", "sweeps/results/"),
+    ]
     assert run_in(swept.root, ["git", "stash", "list"]) == ""
     assert run_in(swept.root, ["git", "rev-parse", "--abbrev-ref", "HEAD"]).strip() != "HEAD"
 
@@ -186,6 +190,7 @@ def test_killed_sweep_goes_on_where_it_was(project: Path) -> None:
             run()
     trainer = Path(f"/proc/{(project / 'pid').read_text()}")
     wait_for(lambda: not trainer.exists())
+    assert not RESULT_OF_RATES.exists()  # the comparison is not to see half a sweep
     (project / "hold").unlink()
     with sweeping(project, "rates"):
         wait_for(lambda: 0.01 in trained_rates(project))
@@ -211,6 +216,7 @@ def test_trainer_that_is_killed_fails_its_trial_and_is_tried_again_by_the_next_r
         assert process.wait() == 0
 
     assert "[1/2] failed" in (project / "sweep.out").read_text()
+    assert states(read_sweep(RESULT_OF_RATES)) == ["failed", "done"]
     assert states(read_sweep(REPORT)) == ["failed", "done"]
     assert states(run()) == ["done"] * 2
 
@@ -274,6 +280,8 @@ def test_evaluated_trials_have_scores_and_their_training_is_not_run_again(swept_
     result = run(evaluate=True)
 
     assert states(result) == ["done"] * 3
+    assert result.asked == Asked(samples="s", base="b", evaluation={"metric": "exact"})
+    assert run(evaluate=True) == result  # what was asked is known though nothing is run
     assert result.trials[0].scores == {"score": 0.5, "score_low": 0.4, "score_high": 0.6}
     assert trained_rates(swept_project) == [0.001, 0.01, 0.1]
     assert "50.0 % [40.0, 60.0]" in REPORT.with_suffix(".md").read_text()
