@@ -29,8 +29,8 @@ class Axis:
 
 
 def make_axis(low: float, high: float, *, is_log: bool, tick: Callable[[float], str]) -> Axis:
-    """An axis from `low` to `high`, with up to six labels that `tick` writes."""
-    values = _log_ticks(low, high) if is_log else _linear_ticks(low, high)
+    """An axis from `low` to `high`, with up to six labels that `tick` writes; fewer, where it would write two the same."""
+    values = _log_ticks(low, high) if is_log else _linear_ticks(low, high, tick=tick)
     ticks = (Tick(_position(value, low, high, is_log=is_log), tick(value)) for value in values)
     return Axis(low, high, is_log, tuple(ticks))
 
@@ -42,13 +42,17 @@ def _position(value: float, low: float, high: float, *, is_log: bool) -> float:
     return round(100 * min(max(share, 0.0), 1.0), 2)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def _linear_ticks(low: float, high: float, *, tick: Callable[[float], str]) -> list[float]:
     """At most six multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5 or 1.0
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    for num_steps in range(5, 0, -1):
+        rough = (high - low) / num_steps or 1.0
+        magnitude = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * (1 - 1e-9))
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        values = [round(index * step, 12) for index in range(first, last + 1)]
+        if len({tick(value) for value in values}) == len(values):
+            break
+    return values
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
