@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from ruamel.yaml import YAML
 
@@ -90,7 +90,7 @@ def check_worker(pool: str, *, client: SyncPrefectClient) -> Finding:
     """Whether one is at work: without, runs wait for ever."""
     try:
         workers = client.read_workers_for_work_pool(pool)
-    except ObjectNotFound:
+    except (ObjectNotFound, PrefectHTTPStatusError):  # the pool isn't there, which check_pool tells
         workers = []
     online = [worker.name for worker in workers if worker.status == "ONLINE"]
     if online:

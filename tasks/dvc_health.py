@@ -38,8 +38,13 @@ def check_remote(root: Path) -> Finding:
         return Finding(
             "DVC remote", "note", "another dvc is at work, so it was not looked at", "ask again when that has ended"
         )
-    except DvcException as error:
-        return Finding("DVC remote", "wrong", str(error), "`dvc doctor`, `dvc config --list` and `dvc status` say more")
+    except (DvcException, ImportError) as error:  # the latter: a package for that kind of remote
+        return Finding(
+            "DVC remote",
+            "wrong",
+            str(error),
+            "install what it names; `dvc doctor`, `dvc config --list` and `dvc status` say more",
+        )
     return _try_remote(remote)
 
 

@@ -47,7 +47,7 @@ def test_containers_are_reached_from_this_machine_alone_and_hold_no_password() -
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert set(re.findall(r"(?<=team:)[^@]+(?=@)|(?<=POSTGRES_PASSWORD: ).+", text)) == {
         "${MGM_LORA_PASSWORD}",
-        "${MGM_LORA_PASSWORD:?set it in .env}",
+        '"${MGM_LORA_PASSWORD:?set it in .env}"',
     }
 
 

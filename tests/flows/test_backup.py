@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION", raising=False)
     shutil.copy(empty_store, "mlflow.db")
-    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db")  # absolute: MLflow keeps an opened store by its address
     experiment = client.create_experiment("ours", artifact_location=str(root / "mlartifacts"))
     client.log_text(client.create_run(experiment).info.run_id, "words", "words.txt")
     yield root

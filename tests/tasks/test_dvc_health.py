@@ -40,7 +40,7 @@ def test_remote_whose_kind_is_not_installed_is_wrong(project: Path) -> None:
 
 def test_remote_is_not_looked_at_while_another_dvc_is_at_work(project: Path) -> None:
     hold = "from dvc.repo import Repo, lock_repo\nwith lock_repo(Repo()):\n    print('held', flush=True)\n    input()\n"
-    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen([sys.executable, "-P", "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout
         assert other.stdout.readline() == b"held\n"
@@ -55,7 +55,7 @@ def test_lock_of_a_stage_that_runs_is_well_and_left_by_a_dead_dvc_is_wrong(proje
     rwlock = project / ".dvc" / "tmp" / "rwlock"
     assert check_locks(project).state == "ok"
     (project / "dvc.yaml").write_text("stages:\n  only:\n    cmd: touch begun; sleep 300\n    outs: [out.txt]\n")
-    dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "--quiet"], start_new_session=True)
+    dvc = subprocess.Popen([sys.executable, "-P", "-m", "dvc", "repro", "--quiet"], start_new_session=True)
     try:
         end = time.monotonic() + 120
         while not (project / "begun").exists():
