@@ -6,12 +6,14 @@ with no change here. It knows no stage by name.
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State, StateDetails
 from prefect.context import FlowRunContext
@@ -20,9 +22,14 @@ from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows.worker_process import end_with_worker
+from mgm_lora.errors import ServiceError
 from tasks.dag import Plan, Stage, make_plan
 from tasks.elsewhere import check_elsewhere, run_stage_elsewhere
+from tasks.showing import show_mlflow
 from tasks.stages import leave_out_stage, run_stage
+
+MLFLOW = "MGM_LORA_MLFLOW"
+"""The variable that says where MLflow's pages are; a worker that `flows.services` started has it."""
 
 
 @flow(persist_result=False)
@@ -58,6 +65,8 @@ def run_stages(targets: Sequence[str], *, force: bool, pull: bool, card_pool: st
         states[stage.name] = state
         if not state.is_completed():
             causes[stage.name] = cause or stage.name
+    if address := os.environ.get(MLFLOW):
+        show_mlflow(address)
     return _conclude(states)
 
 
@@ -102,13 +111,32 @@ def _conclude(states: Mapping[str, State[Any]]) -> State[Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: runs the pipeline in this process; 0 where it ended well, else 1."""
+    """The command line: runs the pipeline in this process; 0 where it ended well, 4 where there is no server, else 1."""
     options = _parse(arguments)
+    try:
+        _check_server()
+    except ServiceError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     state = pipeline(
         tuple(options.stage), force=options.force, pull=options.pull, card_pool=options.card_pool, return_state=True
     )
     print(f"\npipeline: {state.name}. {state.message}\n{_where_to_look(state)}")
     return 0 if state.is_completed() else 1
+
+
+def _check_server() -> None:
+    """That the server which is configured is there; of its own Prefect says so in a hundred lines."""
+    address = get_current_settings().api.url
+    if not address:
+        return
+    try:
+        httpx.get(f"{address}/health", timeout=30).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"Prefect's server at {address} (PREFECT_API_URL) doesn't answer: {error}. Start it (`mgm-lora up`), or unset PREFECT_API_URL:"
+            " a server is started for the time of the run then. `dvc repro` needs none"
+        ) from error
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from mgm_lora.errors import PromotionRefusedError
 from mgm_lora.settings import read_settings
 from mgm_lora.stages import paths
 from mgm_lora.stages import promote as stage
+from tasks.retrying import DELAYS_SECONDS, NUM_RETRIES, may_pass
 
 
 @flow(persist_result=False)
@@ -32,7 +33,14 @@ def promotion(version: str = "challenger", reason: str = "", dry_run: bool = Fal
     return promote(version, reason=reason, dry_run=dry_run, return_state=True)
 
 
-@task(task_run_name="promote {version}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    task_run_name="promote {version}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=NUM_RETRIES,
+    retry_delay_seconds=DELAYS_SECONDS,
+    retry_condition_fn=may_pass,
+)
 def promote(version: str, *, reason: str, dry_run: bool) -> State[Any]:
     """Judges a version, and makes it the champion."""
     settings = read_settings(Path.cwd() / paths.PARAMS)

@@ -1,12 +1,11 @@
 """A team's services on one machine: `python -m flows.services up` starts Prefect's server, MLflow's server and a worker, `down` ends them.
 
 `up` is idempotent: what runs is left alone, what has ended is started again; then the work pool, the card's limit, the deployments of
-prefect.yaml and the automation against dead runs are brought to what they should be. What was started is remembered by process id and start
-time in build/services/, beside the logs, so that `down` ends these processes and no other. It knows no flow.
+prefect.yaml and the automation against dead runs are brought to what they should be. `down` ends the processes that `up` has started, and no
+other. It knows no flow.
 """
 
 import argparse
-import json
 import logging
 import os
 import socket
@@ -15,19 +14,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import psutil
 
-from mgm_lora.errors import MgmLoraError, ServiceError
+from flows.databases import VARIABLE as DATABASE_VARIABLE
+from flows.databases import Databases, find_databases, make_databases
+from flows.started import FOLDER, Started, read_started, write_started
+from mgm_lora.errors import MgmLoraError, ServiceError, StorageError
 
-FOLDER = Path("build/services")
-"""Logs, and what was started; relative to the project's root."""
 HEARTBEAT_SECONDS = 30
 """Between two heartbeats of a flow run; Prefect's least."""
+VERSION = "MGM_LORA_VERSION"
+"""The variable by which prefect.yaml learns the deployments' version."""
 _START_SECONDS = 60.0
 _END_SECONDS = 30.0
 
@@ -54,24 +56,6 @@ class Addresses:
 
 
 @dataclass(frozen=True)
-class Started:
-    """A process of ours."""
-
-    pid: int
-    since: float
-    """Its start by psutil, seconds since 1970: another process that gets the same id later has another."""
-    address: str
-
-    def process(self) -> psutil.Process | None:
-        """None where it has ended."""
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            if process.create_time() == self.since and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
-
-
-@dataclass(frozen=True)
 class Service:
     """What is to run."""
 
@@ -92,37 +76,45 @@ def up(addresses: Addresses, *, pool: str) -> None:
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     api = {"PREFECT_API_URL": f"{addresses.prefect}/api"}
-    servers = [_prefect_server(addresses), _mlflow_server(addresses)]
-    fresh = [service for service in servers if _start(service)]
-    for service in servers:
-        _wait(service)
+    databases = find_databases()
+    make_databases()
+    prefect, mlflow = _prefect_server(addresses, databases), _mlflow_server(addresses, databases)
+    worker = _worker(pool, environment=api | {"MGM_LORA_MLFLOW": addresses.mlflow})
+    fresh = [service for service in (prefect, mlflow) if _start(service)]
+    _wait(prefect)
     _run("flows.services_setup", pool, environment=api)
-    _run("prefect", "--no-prompt", "deploy", "--all", environment=api)
-    worker = _worker(pool, api=api)
-    if _start(worker):
+    if _start(worker):  # it needs the pool, and gets ready while the flows are deployed
         fresh.append(worker)
-        _wait(worker)
+    _run("prefect", "--no-prompt", "deploy", "--all", environment=api | {VERSION: deployed_version()})
+    for service in (mlflow, worker):
+        _wait(service)
     logger.info("started: %s", ", ".join(service.name for service in fresh) or "nothing, all of it runs already")
 
 
 def down() -> None:
     """Ends what `up` has started, the worker with its flow runs first. Raises ServiceError where one doesn't end."""
-    started = _read_started()
+    started = read_started()
     for name in reversed(started):
         process = started[name].process()
         if process is None:
             logger.info("%s (process %d) had ended already", name, started[name].pid)
         else:
             _end(name, process)
-        _write_started({other: each for other, each in _read_started().items() if other != name})
+        write_started({other: each for other, each in read_started().items() if other != name})
 
 
 def status() -> dict[str, str]:
     """What `up` has started, and whether it still runs, by name."""
     return {
         name: f"runs (process {each.pid}), {each.address}" if each.process() else f"ended; see {_log(name)}"
-        for name, each in _read_started().items()
+        for name, each in read_started().items()
     }
+
+
+def deployed_version() -> str:
+    """Of what `up` deploys: the commit that last changed prefect.yaml, or a flow; empty without git."""
+    command = ["git", "log", "-1", "--format=%h", "--", "prefect.yaml", "flows"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MgmLoraError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of our own small files: what servers meet they tell in their logs
+        print(f"can't write in '{FOLDER}': {error.strerror or error}. Is there space and permission?", file=sys.stderr)
+        return StorageError.exit_code
     if options.command == "status":
         found = status()
         print("\n".join(f"{name:<8} {told}" for name, told in found.items()) or "nothing was started here")
@@ -147,9 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prefect_server(addresses: Addresses) -> Service:
-    # PostgreSQL: the same variable with another address
-    database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{Path.cwd() / 'prefect.db'}"}
+def _prefect_server(addresses: Addresses, databases: Databases) -> Service:
+    database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": databases.prefect}
     return Service(
         name="prefect",
         arguments=("prefect", "server", "start", "--host", addresses.host, "--port", str(addresses.prefect_port)),
@@ -160,27 +154,30 @@ def _prefect_server(addresses: Addresses) -> Service:
     )
 
 
-def _mlflow_server(addresses: Addresses) -> Service:
-    store = os.environ.get("MLFLOW_BACKEND_STORE_URI", "sqlite:///mlflow.db")
+def _mlflow_server(addresses: Addresses, databases: Databases) -> Service:
     artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", str(Path.cwd() / "mlartifacts"))
     where = ("--host", addresses.host, "--port", str(addresses.mlflow_port), "--workers", "1")
     return Service(
         name="mlflow",
-        arguments=("mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", artifacts, *where),
-        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        arguments=("mlflow", "server", "--artifacts-destination", artifacts, *where),
+        environment={
+            "MLFLOW_BACKEND_STORE_URI": databases.mlflow,  # no argument: a password may be in it
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
         address=addresses.mlflow,
         is_ready=lambda: _answers(f"{addresses.mlflow}/health"),
         port=addresses.mlflow_port,
     )
 
 
-def _worker(pool: str, *, api: Mapping[str, str]) -> Service:
+def _worker(pool: str, *, environment: Mapping[str, str]) -> Service:
     log = _log("worker")
     return Service(
         name="worker",
         arguments=("prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", f"{socket.gethostname()}"),
         environment={
-            **api,
+            **environment,
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # of its own it looks for runs every 10 seconds
             "PYTHONUNBUFFERED": "1",
@@ -192,7 +189,7 @@ def _worker(pool: str, *, api: Mapping[str, str]) -> Service:
 
 def _start(service: Service) -> bool:
     """Whether it had to be started."""
-    started = _read_started()
+    started = read_started()
     if service.name in started and started[service.name].process():
         return False
     if service.port is not None and _is_taken(service.address):
@@ -206,18 +203,23 @@ def _start(service: Service) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=service.environment | os.environ,  # what the caller sets goes first
+            env=_environment(service),
             start_new_session=True,
         )
-    since = psutil.Process(process.pid).create_time()
-    _write_started({**started, service.name: Started(process.pid, since, service.address)})
+    write_started({**started, service.name: Started.of(process.pid, address=service.address)})
     return True
+
+
+def _environment(service: Service) -> dict[str, str]:
+    """What the caller sets goes first; the databases' password only to whom it concerns."""
+    own = {name: value for name, value in os.environ.items() if name != DATABASE_VARIABLE}
+    return {**service.environment, **own}
 
 
 def _wait(service: Service) -> None:
     end = time.monotonic() + _START_SECONDS
     while not service.is_ready():
-        ended = _read_started()[service.name].process() is None
+        ended = read_started()[service.name].process() is None
         if ended or time.monotonic() > end:
             log = _log(service.name)
             why = "has ended" if ended else f"isn't ready after {_START_SECONDS:.0f} s"
@@ -272,28 +274,13 @@ def _log(name: str) -> Path:
     return FOLDER / f"{name}.log"
 
 
-def _read_started() -> dict[str, Started]:
-    try:
-        entries = json.loads((FOLDER / "started.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return {name: Started(**entry) for name, entry in entries.items()}
-
-
-def _write_started(started: Mapping[str, Started]) -> None:
-    unfinished = FOLDER / ".started.json.part"
-    text = json.dumps({name: asdict(each) for name, each in started.items()}, indent=1)
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(FOLDER / "started.json")
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.services",
         description="Starts (up), ends (down) and shows (status) a team's services on this machine: Prefect's server, MLflow's server and a"
         " worker for the card. Run it in the repository's root.",
-        epilog="Databases: prefect.db and mlflow.db in this folder; PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI name"
-        " others, as PostgreSQL's. Logs: build/services/.",
+        epilog="Databases: prefect.db and mlflow.db in this folder, or on the PostgreSQL server that the variable MGM_LORA_DATABASE names"
+        " (postgresql://USER:PASSWORD@HOST:5432). Logs: build/services/.",
     )
     parser.add_argument("command", choices=("up", "down", "status"))
     defaults = Addresses()

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from mgm_lora import registry_tools, sweep_tools, tools
+from mgm_lora import registry_tools, service_tools, sweep_tools, tools
 from mgm_lora.errors import MgmLoraError
 from mgm_lora.invocation import DEFAULT_PARAMS, Params, begin
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 _TOOLS = "Beside the pipeline"
 _REGISTRY = "What is registered"
+_SERVICES = "A team's services"
 Seed = Annotated[int | None, typer.Option(help="One of comparison.seeds; none: the first of them.")]
 
 
@@ -173,6 +174,12 @@ app.command("benchmark", rich_help_panel=_TOOLS)(tools.benchmark)
 app.command("promote", rich_help_panel=_REGISTRY)(registry_tools.promote)
 app.command("rollback", rich_help_panel=_REGISTRY)(registry_tools.rollback)
 app.add_typer(registry_tools.registry, name="registry", rich_help_panel=_REGISTRY)
+app.command("up", rich_help_panel=_SERVICES)(service_tools.up)
+app.command("down", rich_help_panel=_SERVICES)(service_tools.down)
+app.command("services", rich_help_panel=_SERVICES)(service_tools.services)
+app.command("health", rich_help_panel=_SERVICES)(service_tools.health)
+app.command("backup", rich_help_panel=_SERVICES)(service_tools.backup)
+app.command("restore", rich_help_panel=_SERVICES)(service_tools.restore)
 
 
 def _quieten_libraries() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mgm_lora.errors import RemoteError
 from mgm_lora.stages.dvc_child import run_dvc
+from tasks.masking import Mask
 
 # What dvc says before it runs a command, takes up changed data, or imports. Without one of these it skipped or restored the stage.
 _WORKS = re.compile(r"(Running stage|Verifying (data sources|outputs)|Importing) ")
@@ -24,7 +25,7 @@ class Reproduction:
 
 
 def reproduce(name: str, *, root: Path, force: bool, pull: bool, on_line: Callable[[str], None]) -> Reproduction:
-    """Runs a stage where DVC finds that it must be run; `on_line` gets each line of `dvc` and of the stage as it comes."""
+    """Runs a stage where DVC finds that it must be run; `on_line` gets each line of `dvc` and of the stage as it comes, without passwords."""
     return _run(_arguments(name, force=force, pull=pull), root=root, on_line=on_line)
 
 
@@ -48,15 +49,15 @@ def _exchange(arguments: Sequence[str], *, root: Path, on_line: Callable[[str], 
 
 
 def _run(arguments: Sequence[str], *, root: Path, on_line: Callable[[str], None]) -> Reproduction:
-    ran = False
+    ran, mask = False, Mask()
 
     def take(line: str) -> None:
         nonlocal ran
         ran = ran or _WORKS.match(line) is not None
-        on_line(line)
+        on_line(mask(line))
 
     end = run_dvc(["--wait-for-lock", *arguments], root=root, on_line=take)
-    return Reproduction(exit_code=end.exit_code, ran=ran, last_lines=end.last_lines)
+    return Reproduction(exit_code=end.exit_code, ran=ran, last_lines=tuple(map(mask, end.last_lines)))
 
 
 def command_by_hand(name: str, *, force: bool, pull: bool) -> str:

@@ -54,12 +54,13 @@ class Plan:
 def make_plan(folder: Path, *, targets: Sequence[str] = ()) -> Plan:
     """What `dvc repro TARGET...` would go through; without targets, what `dvc repro` would.
 
-    A target is a stage's name, or that of a whole matrix (`train` for `train@lora-17` and `train@full-17`).
+    A target is a stage's name, or that of a whole matrix (`train` for `train@lora-17` and `train@full-17`). Another `dvc` that is at work
+    is waited for.
 
     Raises:
         UnknownStageError: a target is no stage.
     """
-    with open_repository(folder) as repo:
+    with open_repository(folder, wait=True) as repo:
         graph = get_active_graph(repo.index.graph)
         names = {name_of(stage): stage for stage in graph}
         wanted = (

@@ -77,6 +77,10 @@ class SharedRemote:
             except Exception as error:
                 raise RemoteError(f"can't write {self.where(name)}: {_words(error)}") from error
 
+    def remove(self, name: str) -> None:
+        """Errors are the remote's own."""
+        self.fs.remove(self._path(name))
+
     def _path(self, name: str) -> str:
         return str(self.fs.join(self.root, _FOLDER, *name.split("/")))
 

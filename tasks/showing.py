@@ -25,7 +25,7 @@ _PICTURES = {
     ".svg": "image/svg+xml",
     ".webp": "image/webp",
 }
-_MAX_PICTURE_BYTES = 1_000_000  # it goes into the server's database
+_MAX_BYTES = 1_000_000  # it goes into the server's database
 _MAX_ROWS = 200
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -45,6 +45,13 @@ def show_products(stage: Stage, *, root: Path, log: Log) -> None:
 def show_output(path: Path, *, root: Path, log: Log) -> None:
     """Makes the artifact of one file, a picture or a page; a file that can't be shown is named in `log`."""
     _try(_show_output, path, root=root, log=log)
+
+
+def show_mlflow(address: str) -> None:
+    """Makes the artifact that leads from the run that is going on to MLflow's pages."""
+    create_link_artifact(
+        address, link_text="MLflow", key="mlflow", description="Runs side by side, curves, registered versions."
+    )
 
 
 def _try(show: Callable[..., None], path: Path, *, root: Path, log: Log) -> None:
@@ -104,10 +111,14 @@ def _points(path: Path) -> list[dict[str, Any]]:
 def _show_output(path: Path, *, root: Path) -> None:
     full_path = root / path
     media_type = _PICTURES.get(path.suffix.lower())
-    if media_type and full_path.stat().st_size <= _MAX_PICTURE_BYTES:
+    if media_type and full_path.stat().st_size <= _MAX_BYTES:
         data = base64.b64encode(full_path.read_bytes()).decode("ascii")
         # not an image artifact: the UI writes its address under the picture, here a screenful of base64
         create_markdown_artifact(f"![{path}](data:{media_type};base64,{data})", key=_key(path), description=f"`{path}`")
+    elif path.suffix == ".md" and full_path.stat().st_size <= _MAX_BYTES:
+        create_markdown_artifact(
+            full_path.read_text(encoding="utf-8"), key=artifact_key(str(path)), description=f"`{path}`"
+        )
     elif media_type or path.suffix == ".html":
         _show_link(path, root=root)
     elif (full_path / "index.html").is_file():
@@ -126,6 +137,10 @@ def _show_link(path: Path, *, root: Path) -> None:
     )
 
 
+def artifact_key(name: str) -> str:
+    """A name as Prefect takes it: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def _key(path: Path) -> str:
-    """Prefect takes lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", str(path.with_suffix("")).lower()).strip("-")
+    return artifact_key(str(path.with_suffix("")))

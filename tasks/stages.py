@@ -13,15 +13,24 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 
 from tasks.card import holding_card
 from tasks.child import command_by_hand, reproduce, words_on_failure
 from tasks.dag import Stage, is_unchanged
+from tasks.progress import ProgressArtifact
+from tasks.retrying import DELAYS_SECONDS, NUM_RETRIES, failed_stage, may_pass
 from tasks.showing import show_products
 
 
-@task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
+@task(
+    task_run_name="{stage.name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=NUM_RETRIES,
+    retry_delay_seconds=DELAYS_SECONDS,
+    retry_condition_fn=may_pass,
+)
 def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any]:
     """Brings one stage up to date, and shows what it made."""
     log = get_run_logger()
@@ -29,13 +38,21 @@ def run_stage(stage: Stage, *, root: Path, force: bool, pull: bool) -> State[Any
         log.info("'%s' didn't change, skipping", stage.name)
         show_products(stage, root=root, log=log)
         return Completed(name="Cached", message="unchanged")
-    started = time.monotonic()
+    progress = ProgressArtifact(stage.name, log=log)
+
+    def take(line: str) -> None:
+        log.info(line)
+        progress.take(line)
+
     with holding_card(stage.card, of=stage.name, log=log):
-        reproduction = reproduce(stage.name, root=root, force=force, pull=pull, on_line=log.info)
+        started = time.monotonic()
+        reproduction = reproduce(stage.name, root=root, force=force, pull=pull, on_line=take)
     seconds = time.monotonic() - started
     if reproduction.exit_code != 0:
         by_hand = command_by_hand(stage.name, force=force, pull=pull)
-        return Failed(message=words_on_failure(stage.name, reproduction, root=root, by_hand=by_hand))
+        words = words_on_failure(stage.name, reproduction, root=root, by_hand=by_hand)
+        return failed_stage(words, last_lines=reproduction.last_lines)
+    progress.end(seconds=seconds)
     show_products(stage, root=root, log=log)
     if not reproduction.ran:
         return Completed(name="Cached", message=f"restored in {seconds:.1f} s: it has been made before")

@@ -82,6 +82,20 @@ def hold_card(name: str, *, arm: str, when_taken: Literal["wait", "fail"]) -> It
         os.close(descriptor)
 
 
+def read_holders() -> dict[str, Holder]:
+    """Who holds which card now, by the card's name. Only other processes' are seen."""
+    found: dict[str, Holder] = {}
+    for path in sorted(lock_folder().glob("*.lock")):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            holder = None if _try(descriptor) else _read_holder(descriptor)
+        finally:
+            os.close(descriptor)
+        if holder:
+            found[path.stem] = holder
+    return found
+
+
 def _take(descriptor: int, *, name: str, when_taken: Literal["wait", "fail"]) -> None:
     started, told = time.monotonic(), -_TOLD_AGAIN_SECONDS
     while not _try(descriptor):

@@ -28,6 +28,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, State, TaskRun, TaskRunResult
 from prefect.settings import get_current_settings
 
+from flows import pipeline as pipeline_module
 from flows.parts import training
 from flows.pipeline import main, pipeline
 
@@ -84,6 +85,36 @@ def test_metrics_plots_pictures_and_reports_are_artifacts(first_run: Any, client
     assert json.loads(str(found["curve"].data))[1] == {"step": "2", "loss": "0.25"}
     assert str(found["picture"].data).startswith("![picture.png](data:image/png;base64,")
     assert (first_run.root / "docs" / "index.html").as_uri() in str(found["docs-index"].data)
+
+
+def test_stage_that_draws_a_bar_shows_how_far_it_is_and_the_way_to_mlflow(
+    project: Path, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MGM_LORA_MLFLOW", "http://127.0.0.1:5000")
+    set_params(project, lora=2)
+    # the bar stops half way, until its artifact is there
+    url = f"{get_current_settings().api.url}/artifacts/latest/filter"
+    (project / "lora-meddles.py").write_text(
+        "import time, urllib.request\nfrom tqdm import tqdm\n"
+        "def found():\n"
+        f"    ask = urllib.request.Request({url!r}, data=b'{{}}', headers={{'Content-Type': 'application/json'}})\n"
+        "    return json.loads(urllib.request.urlopen(ask).read())\n"
+        "with tqdm(total=4) as bar:\n    bar.update(2)\n    bar.refresh()\n    print(file=sys.stderr)\n"
+        "    while not [each for each in found() if each['key'] == 'progress-train-lora']: time.sleep(0.1)\n"
+        "    seen = [each for each in found() if each['key'] == 'progress-train-lora'][0]\n"
+        "    pathlib.Path('seen.json').write_text(json.dumps(seen))\n    bar.update(2)\n"
+    )
+
+    state = pipeline(("train@lora",), return_state=True)
+
+    assert names_and_states(state, client)["train@lora"] == "Completed"
+    seen = json.loads((project / "seen.json").read_text())
+    assert (seen["type"], float(seen["data"])) == ("progress", 50.0)
+    assert seen["description"].startswith("`train@lora` 2 of 4, ")
+    found = {artifact.key: artifact for artifact in artifacts(state, client)}
+    assert float(str(found["progress-train-lora"].data)) == 100.0
+    assert "done in" in str(found["progress-train-lora"].description)
+    assert "http://127.0.0.1:5000" in str(found["mlflow"].data)
 
 
 def test_second_run_finds_everything_cached_and_still_shows_it(project: Path, client: SyncPrefectClient) -> None:
@@ -144,6 +175,25 @@ def test_failure_says_why_and_stops_what_depends_on_it_visibly(project: Path, cl
     assert message_of(runs["serve"]) == "not run: it needs 'train@lora', which failed"
     assert needs_of(runs["serve"]) == {runs["report"].id}
     assert (project / "full.txt").read_text() == "full 5"
+
+
+@pytest.mark.parametrize("code, attempts, ended", [(4, 3, "Completed"), (2, 1, "Failed")])
+def test_what_may_pass_is_tried_again_and_what_will_not_is_not(
+    project: Path, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch, code: int, attempts: int, ended: str
+) -> None:
+    monkeypatch.setattr(pipeline_module, "run_stage", pipeline_module.run_stage.with_options(retry_delay_seconds=0))
+    set_params(project, lora=2)
+    # ends so in its first two attempts
+    (project / "lora-meddles.py").write_text(
+        "tries = pathlib.Path('tries')\nbefore = tries.stat().st_size if tries.exists() else 0\n"
+        f"tries.write_text('x' * (before + 1))\nif before < 2:\n    sys.exit({code})\n"
+    )
+
+    state = pipeline(("train@lora",), return_state=True)
+
+    run = next(run for run in task_runs(state, client) if run.name == "train@lora")
+    assert (run.state_name, run.run_count) == (ended, attempts)
+    assert (project / "tries").stat().st_size == attempts
 
 
 def test_stage_that_is_added_to_dvc_yaml_appears(project: Path, client: SyncPrefectClient) -> None:
@@ -219,6 +269,39 @@ def test_command_line_says_how_it_went_and_where_to_look(
     assert "/runs/flow-run/" in good
     assert "no such stage: trian" in bad
     assert "prepare, train@lora" in bad
+
+
+def test_server_that_is_down_at_the_start_is_one_error_and_runs_nothing(project: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.pipeline", "--force"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 4
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Prefect's server at http://127.0.0.1:9/api (PREFECT_API_URL) doesn't answer" in done.stderr
+    assert "hello" not in done.stdout
+
+
+def test_passwords_that_a_stage_says_are_not_in_the_log(
+    project: Path, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hushhush-1")
+    (project / "lora-meddles.py").write_text(
+        "import os\nprint('key', os.environ['AWS_SECRET_ACCESS_KEY'])\nsys.exit('no entry to https://me:hushhush-2@store/x')\n"
+    )
+    set_params(project, lora=2)
+
+    state = pipeline(("train@lora",), return_state=True)
+
+    said = [message for _, message in log(state, client)] + [str(state.message)]
+    assert any("key ***" in line for line in said)
+    assert sum("no entry to https://me:***@store/x" in line for line in said) >= 2  # in the log, and in why it failed
+    assert not [line for line in said if "hushhush" in line]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
