@@ -109,7 +109,7 @@ def initialise_(model: MGMForConditionalGeneration) -> None:
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-    nn.init.normal_(model.vision_tower.get_submodule("embeddings.position_embedding").weight, std=_POSITION_STD)
+    nn.init.normal_(model.get_parameter("vision_tower.embeddings.position_embedding.weight"), std=_POSITION_STD)
 
 
 class _Share:
