@@ -21,15 +21,12 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
-from flows.worker_process import end_with_worker
+from flows.worker_process import MLFLOW_PAGES, end_with_worker
 from mgm_lora.errors import ServiceError
 from tasks.dag import Plan, Stage, make_plan
 from tasks.elsewhere import check_elsewhere, run_stage_elsewhere
 from tasks.showing import show_mlflow
 from tasks.stages import leave_out_stage, run_stage
-
-MLFLOW = "MGM_LORA_MLFLOW"
-"""The variable that says where MLflow's pages are; a worker that `flows.services` started has it."""
 
 
 @flow(persist_result=False)
@@ -65,7 +62,7 @@ def run_stages(targets: Sequence[str], *, force: bool, pull: bool, card_pool: st
         states[stage.name] = state
         if not state.is_completed():
             causes[stage.name] = cause or stage.name
-    if address := os.environ.get(MLFLOW):
+    if address := os.environ.get(MLFLOW_PAGES):
         show_mlflow(address)
     return _conclude(states)
 

@@ -24,6 +24,7 @@ import psutil
 from flows.databases import VARIABLE as DATABASE_VARIABLE
 from flows.databases import Databases, find_databases, make_databases
 from flows.started import FOLDER, Started, read_started, write_started
+from flows.worker_process import MLFLOW_PAGES
 from mgm_lora.errors import MgmLoraError, ServiceError, StorageError
 
 HEARTBEAT_SECONDS = 30
@@ -79,7 +80,7 @@ def up(addresses: Addresses, *, pool: str) -> None:
     databases = find_databases()
     make_databases()
     prefect, mlflow = _prefect_server(addresses, databases), _mlflow_server(addresses, databases)
-    worker = _worker(pool, environment=api | {"MGM_LORA_MLFLOW": addresses.mlflow})
+    worker = _worker(pool, environment=api | {MLFLOW_PAGES: addresses.mlflow})
     fresh = [service for service in (prefect, mlflow) if _start(service)]
     _wait(prefect)
     _run("flows.services_setup", pool, environment=api)

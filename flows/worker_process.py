@@ -1,9 +1,11 @@
-"""What a flow run owes the worker that started its process. It knows no flow."""
+"""What a flow run owes the worker that started its process, and what it gets from it. It knows no flow."""
 
 import os
 
 from mgm_lora.stages.process import die_with
 
+MLFLOW_PAGES = "MGM_LORA_MLFLOW"
+"""The variable that says where MLflow's pages are; a worker that `flows.services` started has it."""
 _STARTED_BY_WORKER = "PREFECT__FLOW_RUN_ID"  # Prefect sets it for the process that a worker, or `serve`, runs a flow in
 
 
