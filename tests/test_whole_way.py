@@ -3,16 +3,19 @@
 import base64
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .browser import needs_browser, open_browser, open_page
-from .small_project import ROOT, run_in, try_in, write_params
+from .small_project import ROOT, environment, run_in, try_in, write_params
 from .sweep_project import add_sweep, commit
 
 ASK = [sys.executable, "-m", "mgm_lora", "ask", "data/pictures/heldout/0.png", "what?"]
@@ -223,13 +226,20 @@ def test_two_ranks_under_deepspeed_train_what_one_process_does(project: Path) ->
         run_in(project, ["dvc", "repro"])
 
 
-def test_trial_of_a_sweep_is_a_point_of_the_next_report(project: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def committed(project: Path, tmp_path: Path) -> Path:
+    """A copy of the clone, up to date and committed, with a sweep."""
     run_in(project, ["dvc", "repro"])
-    root = tmp_path / "swept"
+    root = tmp_path / "committed"
     shutil.copytree(project, root, symlinks=True)
     (root / ".gitignore").write_text("__pycache__/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
     add_sweep(root, "ranks", SWEEP)
     commit(root)
+    return root
+
+
+def test_trial_of_a_sweep_is_a_point_of_the_next_report(committed: Path) -> None:
+    root = committed
 
     run_in(root, [sys.executable, "-m", "mgm_lora", "sweep", "ranks"])
 
@@ -240,6 +250,31 @@ def test_trial_of_a_sweep_is_a_point_of_the_next_report(project: Path, tmp_path:
     assert "| LoRA | rank 2 | ranks, best by loss | " in told
     page = (root / "reports/comparison.html").read_text(encoding="utf-8")
     assert page.count("<title>LoRA, rank 2: ") == 2  # over memory, and over parameters
+
+
+def test_killed_sweep_goes_on_from_its_trials_checkpoint(committed: Path) -> None:
+    """Long enough that the kill meets a training that has a checkpoint, and most of its way before it."""
+    write_params(committed, {"training": {"num_epochs": 40, "evaluations": 2, "checkpoints": 20}})
+    add_sweep(committed, "ranks", SWEEP.replace("evaluate: true", "evaluate: false"))
+    commit(committed)
+    sweep = [sys.executable, "-m", "mgm_lora", "sweep", "ranks"]
+    checkpoints = committed / "build/sweeps/ranks/project/build/checkpoints"
+    with (committed / "build/killed.log").open("w") as log:
+        process = subprocess.Popen(sweep, cwd=committed, env=environment(), stdout=log, stderr=log)
+    try:
+        while not list(checkpoints.glob("*/checkpoint-*/digests.json")):
+            assert process.poll() is None, (committed / "build/killed.log").read_text()[-3000:]
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+
+    told = run_in(committed, sweep)
+
+    begun = re.search(r"it goes on from step (\d+)", told)
+    assert begun, told[-3000:]
+    assert int(begun[1]) > 0
+    assert "1 done, 0 failed, 0 waiting" in told
 
 
 def _read_json(path: Path) -> Any:
