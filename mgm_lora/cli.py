@@ -172,6 +172,7 @@ app.command("ask", rich_help_panel=_TOOLS)(tools.ask)
 app.command("benchmark", rich_help_panel=_TOOLS)(tools.benchmark)
 app.command("promote", rich_help_panel=_REGISTRY)(registry_tools.promote)
 app.command("rollback", rich_help_panel=_REGISTRY)(registry_tools.rollback)
+app.command("serve", rich_help_panel=_REGISTRY)(registry_tools.serve)
 app.add_typer(registry_tools.registry, name="registry", rich_help_panel=_REGISTRY)
 
 
