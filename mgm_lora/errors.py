@@ -36,6 +36,15 @@ class OtherQuestionsError(DataError):
     """Answers are for other questions than the benchmark's: some are missing, unknown or doubled."""
 
 
+class RefusedError(MgmLoraError, ValueError):
+    """A server of a version doesn't answer a request; `status` is HTTP's."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        """A sentence for who asked, and a status from 400 on."""
+        super().__init__(message)
+        self.status = status
+
+
 class CheckpointError(MgmLoraError, ValueError):
     """A checkpoint's files, keys or shapes are not what its configuration says."""
 

@@ -1,4 +1,4 @@
-"""Commands on what is registered: promote, rollback, and `registry` with list, diff, history and reproduce.
+"""Commands on what is registered: promote, rollback, serve, and `registry` with list, diff, history and reproduce.
 
 As with the stages, what a command needs is imported only when it runs. It doesn't know the command line's program.
 """
@@ -43,6 +43,25 @@ def rollback(reason: Reason = "", params: Params = DEFAULT_PARAMS) -> None:
 
     entry = stage.run_rollback(settings, reason=reason)
     print(f"version {entry.version} is the champion again, in the place of version {entry.replaced}")
+
+
+def serve(
+    version: Version = "champion",
+    host: Annotated[
+        str, typer.Option(help="Where it listens; 0.0.0.0: on all of this machine's addresses.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 5001,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds of a request, its wait for others included.")] = 60,
+    params: Params = DEFAULT_PARAMS,
+) -> None:
+    """Answers pictures and questions over HTTP, as `mlflow models serve` does, within all limits (docs/serving.md).
+
+    Example: mgm-lora serve champion --port 5001
+    """
+    settings = begin(params)
+    from mgm_lora.stages import serve as stage
+
+    stage.run(settings, version=version, host=host, port=port, timeout_seconds=timeout)
 
 
 @registry.command("list")

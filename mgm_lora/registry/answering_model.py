@@ -1,32 +1,47 @@
 """The registered model: an adapter that finds its base, checks that it is the one it was trained on, and answers.
 
-MLflow loads it by `pyfunc_model.py`. The base's weights are not in the version: they are large, and often not ours to
-copy. It answers by the same code as `mgm-lora ask`. torch is imported when a version is loaded, not when one is made.
+MLflow loads it by `pyfunc_model.py`, in a server as in a script. The base's weights are not in the version: they are large, and often not ours
+to copy. It answers by the same code as `mgm-lora ask`, within the limits of `mgm_lora.serving`. torch is imported when a version is loaded, not
+when one is made.
 """
 
-import base64
-import binascii
-import math
+import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from mgm_lora.errors import CheckpointError, DataError, PictureError
+from mgm_lora.errors import CheckpointError, RefusedError
 from mgm_lora.settings import BaseSettings
 
 if TYPE_CHECKING:
-    from mgm_lora.model.answering import Question
     from mgm_lora.model.base import Base
 
 ADAPTER_ARTIFACT = "adapter"
 BASE_VARIABLE = "MGM_LORA_BASE"
-PICTURE_COLUMN, QUESTION_COLUMN = "picture", "question"
-_PICTURE_MARKER = "<image>"
+
+
+class RequestRefusedError(MlflowException):
+    """A refusal in the only form that MLflow's server takes a status from."""
+
+    def __init__(self, refusal: RefusedError) -> None:
+        """Of a refusal, with its status and words."""
+        super().__init__(str(refusal))
+        self._refusal = refusal
+
+    def get_http_status_code(self) -> int:
+        """The refusal's, not MLflow's for an error code: it has none for 413, 415, 422."""
+        return self._refusal.status
+
+    def serialize_as_json(self) -> str:
+        """One sentence: the server has put the whole request before it in `message`."""
+        from mgm_lora.serving.refusals import refusal_body
+
+        return json.dumps(refusal_body(self._refusal))
 
 
 class AnsweringModel(PythonModel):
@@ -36,54 +51,64 @@ class AnsweringModel(PythonModel):
         """Loads base and adapter.
 
         Raises:
+            SettingsError: the environment asks for limits that are none.
             CheckpointError: the base isn't where the version says, nor where MGM_LORA_BASE does.
             BaseChangedError: it is another base than the adapter was trained on.
         """
-        from mgm_lora.lora.adapter import load_adapter
+        from mgm_lora.lora.adapter import adapter_quantization, load_adapter
+        from mgm_lora.serving.admission import Admission
+        from mgm_lora.serving.limits import read_limits
 
+        self._limits = read_limits(os.environ)
+        self._admission = Admission(self._limits.max_requests)
         base = _find_base(context.model_config["base"])
         folder = Path(context.artifacts[ADAPTER_ARTIFACT])
-        self._model = load_adapter(base.load(), folder=folder, base_digest=base.digest)
+        model = base.load(quantization=adapter_quantization(folder))
+        self._model = load_adapter(model, folder=folder, base_digest=base.digest)
         self._processor = base.processor()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """Greedy answers, in the rows' order.
+        """Greedy answers, in the rows' order; may be called from several threads.
 
         Args:
             context: MLflow's.
-            model_input: `picture` is a path, a data URL, base64 or bytes; empty for a question without a picture.
+            model_input: `picture` is base64, a data URL, bytes, an allowed host's URL or a path below the allowed folder; empty or left out
+                for a question without a picture.
             params: `max_new_tokens`, where it is not to be the evaluation's.
 
         Raises:
-            PictureError: a picture is none of these, or can't be read.
+            RequestRefusedError: with the status and words that a server tells.
         """
-        from mgm_lora.model.answering import answer_questions
+        from mgm_lora.serving.refusals import as_refusal
 
-        settings = {**context.model_config["answers"], **(params or {})}
-        with TemporaryDirectory(prefix="mgm-lora-") as folder:
-            return answer_questions(
-                self._model,
-                processor=self._processor,
-                questions=read_questions(model_input, folder=Path(folder)),
-                batch_size=int(settings["batch_size"]),
-                max_new_tokens=int(settings["max_new_tokens"]),
+        answers = context.model_config["answers"]
+        asked = (params or {}).get("max_new_tokens", answers["max_new_tokens"])
+        try:
+            return self._answer(
+                model_input, batch_size=answers["batch_size"], asked=asked, default=answers["max_new_tokens"]
             )
+        except Exception as error:  # MLflow would tell the inside of whatever comes
+            raise RequestRefusedError(as_refusal(error)) from error
 
+    def _answer(self, table: pd.DataFrame, *, batch_size: int, asked: int, default: int) -> list[str]:
+        from mgm_lora.model.answering import answer_questions
+        from mgm_lora.serving.rows import make_questions, read_rows, tokens_to_make
 
-def read_questions(rows: pd.DataFrame, *, folder: Path) -> list["Question"]:
-    """Questions of a table's rows; pictures that are given as bytes become files in `folder`."""
-    from mgm_lora.model.answering import Question
-
-    questions = []
-    for row, (picture, text) in enumerate(zip(rows[PICTURE_COLUMN], rows[QUESTION_COLUMN], strict=True)):
-        if not isinstance(text, str):
-            raise DataError(f"row {row}: asked for a question's text, found {type(text).__name__}")
-        pictures = _picture_files(picture, file=folder / str(row), row=row)
-        marked = f"{_PICTURE_MARKER}\n{text}" if pictures and _PICTURE_MARKER not in text else text
-        questions.append(Question(turns=(("human", marked),), pictures=tuple(pictures)))
-    return questions
+        limits = self._limits
+        max_new_tokens = tokens_to_make(asked, default=default, limits=limits)
+        with self._admission.admit(), TemporaryDirectory(prefix="mgm-lora-") as folder:
+            rows = read_rows(table, limits=limits)
+            with self._admission.turn():
+                questions = make_questions(rows, processor=self._processor, limits=limits, folder=Path(folder))
+                return answer_questions(
+                    self._model,
+                    processor=self._processor,
+                    questions=questions,
+                    batch_size=batch_size,
+                    max_new_tokens=max_new_tokens,
+                )
 
 
 def _find_base(recorded: dict[str, Any]) -> "Base":
@@ -98,38 +123,3 @@ def _find_base(recorded: dict[str, Any]) -> "Base":
             f"the registered adapter needs its base: {error}. Load it where '{recorded['model']}' can be found, or set"
             f" {BASE_VARIABLE} to the base's folder or hub id"
         ) from error
-
-
-def _picture_files(value: object, *, file: Path, row: int) -> Sequence[Path]:
-    if isinstance(value, bytes):
-        file.write_bytes(value)
-        return [file]
-    if isinstance(value, str) and value:
-        content = _decode(value, row=row)
-        if content is None:
-            return [Path(value)]
-        file.write_bytes(content)
-        return [file]
-    if value is None or value is pd.NA or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return []
-    raise PictureError(f"row {row}: asked for a picture's path, base64 or bytes, found {type(value).__name__}")
-
-
-def _decode(text: str, *, row: int) -> bytes | None:
-    """The bytes of a data URL or of base64; None for a path."""
-    is_url = text.startswith("data:")
-    if not is_url and _is_file(text):
-        return None
-    try:
-        return base64.b64decode(text.partition(",")[2] if is_url else text, validate=True)
-    except binascii.Error as error:
-        if is_url:
-            raise PictureError(f"row {row}: the data URL '{text[:40]}' does not hold base64: {error}") from error
-        return None
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # base64 is too long for a name
-        return False

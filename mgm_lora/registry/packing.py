@@ -20,9 +20,10 @@ from packaging.version import Version
 from PIL import Image
 
 from mgm_lora.errors import ArtifactError
-from mgm_lora.registry.answering_model import ADAPTER_ARTIFACT, PICTURE_COLUMN, QUESTION_COLUMN
+from mgm_lora.registry.answering_model import ADAPTER_ARTIFACT
 from mgm_lora.registry.evidence import FOLDER, write_evidence
 from mgm_lora.registry.records import PipelineRecord
+from mgm_lora.serving.columns import PICTURE_COLUMN, QUESTION_COLUMN
 
 REQUIREMENTS = (
     "accelerate",
@@ -41,6 +42,7 @@ REQUIREMENTS = (
     "torch",
     "tqdm",
     "transformers",
+    "urllib3",
 )
 _PACKAGE = Path(__file__).parents[1]
 _EXAMPLE_SIDE = 336
@@ -82,7 +84,7 @@ def make_example(record: PipelineRecord) -> pd.DataFrame:
 
 def _signature(answers: dict[str, Any]) -> ModelSignature:
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), PICTURE_COLUMN), ColSpec("string", QUESTION_COLUMN)]),
+        inputs=Schema([ColSpec(AnyType(), PICTURE_COLUMN, required=False), ColSpec("string", QUESTION_COLUMN)]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec("max_new_tokens", "integer", answers["max_new_tokens"])]),
     )

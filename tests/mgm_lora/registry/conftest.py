@@ -1,5 +1,6 @@
 """An MLflow store to register a small finished pipeline in, and one where it is registered already."""
 
+import base64
 import socket
 import sys
 import threading
@@ -128,9 +129,10 @@ def sources() -> RegistrationSources:
 
 
 @pytest.fixture
-def questions() -> pd.DataFrame:
-    """A question about each of the project's pictures."""
-    pictures = [f"data/pictures/{number}.png" for number in range(3)]
+def questions(finished_pipeline: Path) -> pd.DataFrame:
+    """Questions about the project's first pictures, in base64."""
+    files = [finished_pipeline / f"data/pictures/{number}.png" for number in range(3)]
+    pictures = [base64.b64encode(file.read_bytes()).decode() for file in files]
     return pd.DataFrame({"picture": pictures, "question": QUESTIONS})
 
 

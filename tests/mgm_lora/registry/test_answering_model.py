@@ -1,4 +1,4 @@
-"""The registered model: which base it takes, and what it takes for a picture and a question."""
+"""The registered model: which base it takes, and how it tells what it refuses."""
 
 import base64
 import json
@@ -12,22 +12,23 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
-from mgm_lora.errors import BaseChangedError, CheckpointError, DataError, PictureError
-from mgm_lora.registry.answering_model import BASE_VARIABLE, read_questions
+from mgm_lora.errors import BaseChangedError, CheckpointError, SettingsError
+from mgm_lora.registry.answering_model import BASE_VARIABLE
 from mgm_lora.registry.versions import RegisteredVersion
+from mgm_lora.serving.limits import variable
 
 Register = Callable[[], RegisteredVersion]
 CHALLENGER = "models:/demo@challenger"
 
 
-def test_pictures_as_paths_bytes_base64_and_data_urls_are_the_same(
+def test_pictures_as_bytes_base64_and_data_urls_are_the_same(
     registered: RegisteredVersion, questions: pd.DataFrame, adapter_answers: list[str]
 ) -> None:
     model = mlflow.pyfunc.load_model(registered.uri)
-    content = [Path(path).read_bytes() for path in questions["picture"]]
-    encoded = [base64.b64encode(entry).decode() for entry in content]
-    mixed = [content[0], encoded[1], f"data:image/png;base64,{encoded[2]}"]
+    first, second, third = questions["picture"]
+    mixed = [base64.b64decode(first), second, f"data:image/png;base64,{third}"]
     assert model.predict(questions.assign(picture=mixed)) == adapter_answers
 
 
@@ -64,7 +65,7 @@ def test_version_answers_in_a_process_that_has_neither_the_project_nor_its_folde
     register()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    rows = questions.assign(picture=[str(project / path) for path in questions["picture"]]).to_dict("list")
+    rows = questions.to_dict("list")
     script = f"""
 import json, mlflow, pandas
 model = mlflow.pyfunc.load_model({CHALLENGER!r})
@@ -87,25 +88,30 @@ print(json.dumps([mgm_lora.__file__, answers]))
     assert answers == adapter_answers
 
 
-@pytest.mark.parametrize("empty", [None, "", float("nan"), pd.NA])
-def test_question_without_a_picture_has_no_picture_mark(empty: object, tmp_path: Path) -> None:
-    [question] = read_questions(pd.DataFrame({"picture": [empty], "question": ["Why?"]}), folder=tmp_path)
-    assert question.pictures == ()
-    assert question.turns == (("human", "Why?"),)
+def test_paths_are_read_below_the_folder_that_the_environment_names(
+    registered: RegisteredVersion, questions: pd.DataFrame, adapter_answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = questions.assign(picture=["0.png", "1.png", "2.png"])
+    with pytest.raises(MlflowException, match=r"row 0: '0\.png' may be a path, but this server reads none"):
+        mlflow.pyfunc.load_model(registered.uri).predict(paths)
+    monkeypatch.setenv(variable("pictures"), "data/pictures")
+    assert mlflow.pyfunc.load_model(registered.uri).predict(paths) == adapter_answers
 
 
-def test_text_that_is_neither_file_nor_base64_is_taken_for_a_path(tmp_path: Path) -> None:
-    [question] = read_questions(pd.DataFrame({"picture": ["no such.png"], "question": ["Why?"]}), folder=tmp_path)
-    assert question.pictures == (Path("no such.png"),)
+def test_refusal_is_told_with_its_status_and_without_the_request(
+    registered: RegisteredVersion, questions: pd.DataFrame
+) -> None:
+    with pytest.raises(MlflowException) as told:
+        mlflow.pyfunc.load_model(registered.uri).predict(questions.assign(question=["What?", "", "Why?"]))
+    assert told.value.get_http_status_code() == 422
+    told.value.message = f"Failed to predict data '{questions}'"  # as MLflow's server does
+    message = "row 1: the question is empty, found '': write what you want to know"
+    assert json.loads(told.value.serialize_as_json()) == {"error_code": "INVALID_PARAMETER_VALUE", "message": message}
 
 
-@pytest.mark.parametrize("picture", [17, ["a.png"], {"url": "a.png"}, "data:image/png;base64,%%%"])
-def test_what_is_no_picture_is_told_with_its_row(picture: object, tmp_path: Path) -> None:
-    rows = pd.DataFrame({"picture": [None, picture], "question": ["Why?", "What?"]})
-    with pytest.raises(PictureError, match="row 1"):
-        read_questions(rows, folder=tmp_path)
-
-
-def test_question_that_is_no_text_is_told_with_its_row(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 0"):
-        read_questions(pd.DataFrame({"picture": [None], "question": [3]}), folder=tmp_path)
+def test_wrong_limit_is_told_before_any_weight_is_read(
+    registered: RegisteredVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable("max_rows"), "many")
+    with pytest.raises(SettingsError, match="MGM_LORA_SERVE_MAX_ROWS"):
+        mlflow.pyfunc.load_model(registered.uri)

@@ -14,7 +14,10 @@ from mgm_lora.registry.packing import REQUIREMENTS
 from mgm_lora.registry.versions import RegisteredVersion
 
 PACKAGE = Path(mgm_lora.__file__).parent
-LOADED = (*PACKAGE.glob("*.py"), *PACKAGE.glob("model/*.py"), *PACKAGE.glob("lora/*.py"))
+LOADED = (
+    *PACKAGE.glob("*.py"),
+    *(path for name in ("model", "lora", "serving") for path in PACKAGE.glob(f"{name}/*.py")),
+)
 DOORWAYS = ("__main__", "cli", "invocation", "registry_tools", "sweep_tools", "tools")
 LOADED = tuple(path for path in LOADED if path.stem not in DOORWAYS)
 
