@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from mgm_lora.errors import RegistryError, SweepError, TrialInterruptedError
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.sweep_runs import History, write_sweep_runs
-from mgm_lora.settings import read_entries, read_settings
+from mgm_lora.run_names import trained_params
+from mgm_lora.settings import SeededTraining, read_entries, read_settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.experiments import (
     ExperimentEnd,
@@ -134,7 +135,13 @@ class SweepRunner:
         write_report(self.result, markdown=files["md"], picture=files["png"])
         try:
             store = open_store(read_settings(paths.PARAMS).registry)
-            write_sweep_runs(store, result=self.result, histories=self._histories, files=list(files.values()))
+            write_sweep_runs(
+                store,
+                result=self.result,
+                params={trial.name: _params(trial) for trial in self.trials},
+                histories=self._histories,
+                files=list(files.values()),
+            )
         except RegistryError as error:
             logger.warning(
                 "the sweep's runs are not in MLflow: %s. `mgm-lora sweep %s` writes them when run again",
@@ -171,6 +178,12 @@ class SweepRunner:
 def report_files(name: str) -> dict[str, Path]:
     """Where a sweep's report lies, by kind of file: json, md, png."""
     return {kind: paths.SWEEP_REPORTS / f"{name}.{kind}" for kind in ("json", "md", "png")}
+
+
+def _params(trial: Trial) -> dict[str, str]:
+    """What its run is told apart by; a step's choices that are the plan's stay `auto` where its training didn't tell them."""
+    training = SeededTraining(**dict(trial.settings.training), seed=trial.seed)
+    return trained_params(trial.arm, arm=trial.settings.arm(trial.arm), training=training, step={})
 
 
 def _find(name: str) -> SweepDefinition:

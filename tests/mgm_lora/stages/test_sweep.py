@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mgm_lora.errors import SettingsError, SweepError, TrialInterruptedError
-from mgm_lora.registry.writing import EXPERIMENT_TAG
+from mgm_lora.run_names import EXPERIMENT_TAG, PARAM_NAMES
 from mgm_lora.settings import read_entries, read_settings
 from mgm_lora.stages import sweep
 from mgm_lora.stages.sweep_runner import plan_sweep
@@ -145,8 +145,11 @@ def test_every_trial_is_a_child_run_of_the_sweep(swept: Swept) -> None:
         child = children[trial.name]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.params["sweep.rate"] == str(trial.choices["rate"])
-        assert child.data.metrics["training/heldout_loss"] == trial.loss
-        assert child.data.metrics["heldout_loss"] == trial.loss  # the curve's last
+        assert child.data.metrics["heldout/loss"] == trial.loss  # the curve's last
+        assert child.data.metrics["cost/minutes"] == trial.figures["minutes"]
+        assert child.data.params.keys() == {*PARAM_NAMES, "sweep.rate"}
+        assert child.data.params["learning_rate"] == str(trial.choices["rate"])
+        assert child.data.tags["role"] == "trial"
 
 
 def test_project_itself_stays_as_it_was(swept: Swept) -> None:
@@ -189,7 +192,9 @@ def test_killed_sweep_goes_on_where_it_was(project: Path) -> None:
     (project / "hold").unlink()
     with sweeping(project, "rates"):
         wait_for(lambda: 0.01 in trained_rates(project))
-    (project / "build/sweeps/rates/project/.dvc/tmp/rwlock").write_text("")  # as DVC leaves it that is killed while it writes
+    (project / "build/sweeps/rates/project/.dvc/tmp/rwlock").write_text(
+        ""
+    )  # as DVC leaves it that is killed while it writes
 
     result = run()
 
