@@ -11,13 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from mgm_lora.artifacts import Manifest, digest_file, digest_folder, read_manifest
 from mgm_lora.errors import ArtifactError
+from mgm_lora.registry.datasets import Dataset, read_datasets
 from mgm_lora.registry.source_state import SourceState, read_source_state
 
-_UNTRAINED = ("base", "merged")
+BASE, MERGED = "base", "merged"
 _TRAINED_KINDS = ("TrainedAdapter", "TrainedModel")
 _HISTORY_NAME = "history.json"
 
@@ -46,16 +45,6 @@ class RegistrationSources:
     """`dvc.yaml`; need not be there, and so the lock."""
     lock: Path
     """`dvc.lock`."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A file of the SampleTable."""
-
-    name: str
-    path: Path
-    digest: str
-    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -159,7 +148,7 @@ def read_pipeline(sources: RegistrationSources, *, arms: Sequence[str]) -> Pipel
         arms={name: _read_arm(name, sources) for name in arms},
         samples_manifest=read_manifest(sources.samples, kind="SampleTable"),
         merged_manifest=read_manifest(sources.merged, kind="MergedModel"),
-        datasets=tuple(_dataset(path) for path in sorted(sources.samples.glob("*.parquet")) if path.stem != "rejects"),
+        datasets=read_datasets(sources.samples),
         comparison=_read_json(sources.metrics / "comparison.json", stage="compare"),
         source=read_source_state(sources.lock),
     )
@@ -181,7 +170,7 @@ def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
     trained = sources.trained / name
     manifest = read_manifest(scores, kind="Scores")
     figures = _read_json(sources.metrics / "scores" / f"{name}.json", stage="evaluate")
-    if name in _UNTRAINED:
+    if name in (BASE, MERGED):
         return ArmRecord(name, scores, manifest, figures, None, None, {}, {})
     return ArmRecord(
         name=name,
@@ -193,10 +182,6 @@ def _read_arm(name: str, sources: RegistrationSources) -> ArmRecord:
         history=_read_json(trained / _HISTORY_NAME, stage=f"train@{name}"),
         cost=_read_json(sources.metrics / "train" / f"{name}.json", stage=f"train@{name}"),
     )
-
-
-def _dataset(path: Path) -> Dataset:
-    return Dataset(path.stem, path, digest_file(path), pq.read_metadata(path).num_rows)
 
 
 def _read_json(path: Path, *, stage: str) -> dict[str, Any]:

@@ -1,36 +1,36 @@
-"""Writes one way through the pipeline as MLflow runs: a parent, and a child per arm with parameters, curves and scores.
+"""Writes one way through the pipeline as MLflow runs: a parent, and a child per model with parameters, curves and scores.
 
-The run that a training opened becomes its arm's child. Where the store doesn't have it (another machine trained, the
+The run that a training opened becomes its model's child. Where the store doesn't have it (another machine trained, the
 server was down), the child is written from the training's `history.json`, under the same names. It knows no versions.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, LoggedModelOutput, Param, Run, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from mgm_lora.registry.datasets import dataset_inputs
 from mgm_lora.registry.records import ArmRecord, PipelineRecord
+from mgm_lora.registry.run_contents import arms_table, comparison_figures, model_figures, model_params
 from mgm_lora.registry.store import Store
-from mgm_lora.registry.writing import (
-    ARM_TAG,
+from mgm_lora.registry.writing import as_metrics, curve_metrics, log_in_batches, search_runs
+from mgm_lora.run_names import (
+    ARM,
     EXPERIMENT_TAG,
     KEY_TAG,
+    MODEL_TAG,
     PARENT_TAG,
-    as_metrics,
-    curve_metrics,
-    leaves,
-    log_in_batches,
-    numbers,
-    search_runs,
+    PIPELINE,
+    ROLE_TAG,
+    SETTINGS_FILE,
+    name_tags,
 )
 
 IDENTITY_TAG = "mgm_lora.identity"
-_MAX_DATASET_DIGEST = 36
+ARMS_FILE = "arms.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs
     client = store.client
     for run in search_runs(store, IDENTITY_TAG, record.identity):
         children = search_runs(store, PARENT_TAG, run.info.run_id)
-        arms = {str(child.data.tags.get(ARM_TAG)): child.info.run_id for child in children}
+        arms = {str(child.data.tags.get(MODEL_TAG)): child.info.run_id for child in children}
         if run.info.status == "FINISHED" and arms.keys() >= record.arms.keys():
             return Runs(run.info.run_id, arms)
         _discard(client, run, children=children)
@@ -61,8 +61,9 @@ def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs
     arms = {
         name: _write_arm(store, arm=arm, parent=parent, record=record, undo=undo) for name, arm in record.arms.items()
     }
-    client.log_batch(parent, metrics=as_metrics(numbers(record.comparison)))
-    client.log_inputs(parent, datasets=_datasets(record, is_trained=True))
+    client.log_batch(parent, metrics=as_metrics(comparison_figures(record.comparison)))
+    client.log_table(parent, arms_table(record.comparison), ARMS_FILE)
+    client.log_inputs(parent, datasets=dataset_inputs(record.datasets, is_trained=True))
     client.log_artifact(parent, str(record.sources.report))
     client.log_artifacts(parent, str(record.sources.data_docs), "data_docs")
     if record.sources.lock.is_file():
@@ -80,21 +81,15 @@ def _discard(client: MlflowClient, run: Run, *, children: Sequence[Run]) -> None
     client.delete_run(run.info.run_id)
 
 
-def link_model(store: Store, *, run_id: str, model_id: str, arm: ArmRecord) -> None:
-    """Makes a logged model the run's output, and the arm's scores the model's own."""
-    store.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
-    scores = numbers(arm.figures)
-    log_in_batches(store.client, run_id, metrics=as_metrics(scores, model_id=model_id))
-
-
 def _parent_tags(record: PipelineRecord) -> dict[str, str]:
     commit = {"mlflow.source.git.commit": record.source.commit} if record.source.commit else {}
-    return {IDENTITY_TAG: record.identity, **commit}
+    return {IDENTITY_TAG: record.identity, ROLE_TAG: PIPELINE, **commit}
 
 
 def _write_arm(store: Store, *, arm: ArmRecord, parent: str, record: PipelineRecord, undo: ExitStack) -> str:
     client = store.client
-    tags = {PARENT_TAG: parent, ARM_TAG: arm.name}
+    wanted = model_params(record, arm.name)
+    tags = {PARENT_TAG: parent, **name_tags(wanted, model=arm.name, role=ARM)}
     run = _training_run(store, arm)
     if run is None:
         run = client.create_run(store.experiment_id, run_name=arm.name, tags=tags)
@@ -104,9 +99,10 @@ def _write_arm(store: Store, *, arm: ArmRecord, parent: str, record: PipelineRec
     else:
         _adopt(client, run, tags=tags, undo=undo)
     run_id = str(run.info.run_id)
-    params = [Param(name, str(value)) for name, value in leaves(arm.settings, ".") if name not in run.data.params]
-    log_in_batches(client, run_id, metrics=as_metrics(_figures(arm)), params=params)
-    client.log_inputs(run_id, datasets=_datasets(record, is_trained=arm.trained is not None))
+    params = [Param(name, value) for name, value in wanted.items() if name not in run.data.params]
+    log_in_batches(client, run_id, metrics=as_metrics(model_figures(record, arm.name)), params=params)
+    client.log_inputs(run_id, datasets=dataset_inputs(record.datasets, is_trained=arm.trained is not None))
+    client.log_dict(run_id, arm.settings, SETTINGS_FILE)
     client.log_artifacts(run_id, str(arm.scores), "scores")
     if arm.trained_manifest:
         client.log_dict(run_id, arm.trained_manifest.model_dump(mode="json"), "trained.json")
@@ -130,28 +126,6 @@ def _training_run(store: Store, arm: ArmRecord) -> Run | None:
     runs = search_runs(store, KEY_TAG, key) if key else []
     ended = (run for run in runs if run.info.status == "FINISHED")
     return next((run for run in ended if EXPERIMENT_TAG not in run.data.tags), None)  # a sweep keeps its children
-
-
-def _figures(arm: ArmRecord) -> dict[str, float]:
-    """Scores under their own names; what the training took apart from the curves that bear the same names."""
-    return {**numbers(arm.figures), **{f"training/{name}": value for name, value in arm.cost.items()}}
-
-
-def _datasets(record: PipelineRecord, *, is_trained: bool) -> list[DatasetInput]:
-    return [
-        DatasetInput(
-            MlflowDataset(
-                name=dataset.name,
-                digest=dataset.digest[:_MAX_DATASET_DIGEST],
-                source_type="local",
-                source=json.dumps({"uri": dataset.path.as_posix()}),
-                profile=json.dumps({"num_rows": dataset.num_rows, "sha256": dataset.digest}),
-            ),
-            [InputTag("mlflow.data.context", "training" if dataset.name == "train" else "evaluation")],
-        )
-        for dataset in record.datasets
-        if is_trained or dataset.name != "train"
-    ]
 
 
 def quietly(work: Callable[..., object], *arguments: str) -> None:

@@ -16,14 +16,14 @@ from mlflow.exceptions import MlflowException
 from mgm_lora.errors import RegistryError
 from mgm_lora.registry.store import Store
 from mgm_lora.registry.writing import (
-    ARM_TAG,
-    EXPERIMENT_TAG,
-    PARENT_TAG,
     as_metrics,
+    cost_figures,
     curve_metrics,
+    last_losses,
     log_in_batches,
     search_runs,
 )
+from mgm_lora.run_names import EXPERIMENT_TAG, PARENT_TAG, ROLE_TAG, SWEEP, TRIAL, name_tags
 from mgm_lora.sweeping.results import SweepResult, TrialResult
 from mgm_lora.sweeping.trials import choice_text
 
@@ -35,14 +35,21 @@ _MAX_WORDS = 500
 _STATUS = {"done": "FINISHED", "failed": "FAILED"}
 
 History = Mapping[str, Sequence[Mapping[str, float]]]
+Params = Mapping[str, str]
 
 
 def write_sweep_runs(
-    store: Store, *, result: SweepResult, histories: Mapping[str, History], files: Sequence[Path]
+    store: Store,
+    *,
+    result: SweepResult,
+    params: Mapping[str, Params],
+    histories: Mapping[str, History],
+    files: Sequence[Path],
 ) -> str:
     """Brings the sweep's runs up to date, and returns the parent's id.
 
     Args:
+        params: what each trial's run is told apart by, by trial's name.
         histories: losses on the way, by trial's name, as far as they are known; for children that have to be written.
         files: what is kept with the parent.
 
@@ -50,19 +57,27 @@ def write_sweep_runs(
         RegistryError: the store didn't take it.
     """
     try:
-        return _write(store, result=result, histories=histories, files=files)
+        return _write(store, result=result, params=params, histories=histories, files=files)
     except MlflowException as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RegistryError(f"MLflow's store '{store.tracking_uri}' didn't take the sweep's runs: {told}") from error
 
 
-def _write(store: Store, *, result: SweepResult, histories: Mapping[str, History], files: Sequence[Path]) -> str:
+def _write(
+    store: Store,
+    *,
+    result: SweepResult,
+    params: Mapping[str, Params],
+    histories: Mapping[str, History],
+    files: Sequence[Path],
+) -> str:
     client = store.client
     run = _parent(store, result)
     parent = str(run.info.run_id)
     for trial in result.trials:
         if trial.state != "waiting":
-            _write_trial(store, trial, parent=parent, history=histories.get(trial.name, {}))
+            history = histories.get(trial.name, {})
+            _write_trial(store, trial, params=params[trial.name], parent=parent, history=history)
     log_in_batches(client, parent, metrics=as_metrics(_new_figures(_summary(result), run=run)))
     for file in files:
         if file.is_file():
@@ -78,7 +93,7 @@ def _parent(store: Store, result: SweepResult) -> Run:
     found = search_runs(store, IDENTITY_TAG, identity)
     if found:
         return found[0]
-    tags = {SWEEP_TAG: result.name, IDENTITY_TAG: identity, "mlflow.source.git.commit": result.commit}
+    tags = {SWEEP_TAG: result.name, ROLE_TAG: SWEEP, IDENTITY_TAG: identity, "mlflow.source.git.commit": result.commit}
     run = store.client.create_run(store.experiment_id, run_name=f"sweep {result.name}", tags=tags)
     params = {"about": result.about, "search": result.search, "trials": len(result.trials)}
     params |= {f"vary.{axis.name}": axis.entry or "options" for axis in result.axes}
@@ -86,22 +101,22 @@ def _parent(store: Store, result: SweepResult) -> Run:
     return run
 
 
-def _write_trial(store: Store, trial: TrialResult, *, parent: str, history: History) -> None:
+def _write_trial(store: Store, trial: TrialResult, *, params: Params, parent: str, history: History) -> None:
     client = store.client
     runs = _own_runs(store, trial, parent=parent)
-    run = runs[0] if runs else _new_run(store, trial, history=history)
+    run = runs[0] if runs else _new_run(store, trial, params=params, history=history)
     _end_dead_runs(client, runs[1:])
     run_id = str(run.info.run_id)
     tags = {PARENT_TAG: parent} | ({WORDS_TAG: trial.words[-_MAX_WORDS:]} if trial.words else {})
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-    figures = {f"training/{name}": value for name, value in trial.figures.items()} | trial.scores
-    metrics = as_metrics(_new_figures(figures, run=run))
-    log_in_batches(client, run_id, metrics=metrics, params=_missing_params(trial, run=run))
+    metrics = as_metrics(_new_figures(cost_figures(trial.figures) | trial.scores, run=run))
+    log_in_batches(client, run_id, metrics=metrics, params=_missing_params(trial, params=params, run=run))
 
 
-def _new_run(store: Store, trial: TrialResult, *, history: History) -> Run:
+def _new_run(store: Store, trial: TrialResult, *, params: Params, history: History) -> Run:
     name = f"{trial.arm}-{trial.seed}"
-    run = store.client.create_run(store.experiment_id, run_name=name, tags={EXPERIMENT_TAG: trial.name, ARM_TAG: name})
+    tags = {EXPERIMENT_TAG: trial.name, **name_tags(params, model=name, role=TRIAL)}
+    run = store.client.create_run(store.experiment_id, run_name=name, tags=tags)
     log_in_batches(store.client, run.info.run_id, metrics=_losses(trial, history=history))
     store.client.set_terminated(run.info.run_id, _STATUS[trial.state])
     return run
@@ -128,13 +143,12 @@ def _new_figures(figures: Mapping[str, float], *, run: Run) -> dict[str, float]:
 
 def _losses(trial: TrialResult, *, history: History) -> list[Metric]:
     """The curves, or where they aren't known the last losses."""
-    last = {name: value for name, value in trial.figures.items() if name in ("train_loss", "heldout_loss")}
-    return curve_metrics(history) or as_metrics(last)
+    return curve_metrics(history) or as_metrics(last_losses(trial.figures))
 
 
-def _missing_params(trial: TrialResult, *, run: Run) -> list[Param]:
-    """What the trial changes, and its choices by axis: what MLflow's charts are drawn over."""
-    wanted = {f"sweep.{axis}": choice_text(choice) for axis, choice in trial.choices.items()} | dict(trial.entries)
+def _missing_params(trial: TrialResult, *, params: Params, run: Run) -> list[Param]:
+    """What every training's run has, and the trial's choices by axis: what MLflow's charts are drawn over."""
+    wanted = {**params, **{f"sweep.{axis}": choice_text(choice) for axis, choice in trial.choices.items()}}
     return _params({name: value for name, value in wanted.items() if name not in run.data.params})
 
 

@@ -23,9 +23,11 @@ from mgm_lora.errors import MgmLoraError
 from mgm_lora.registry.evidence import FOLDER, write_evidence
 from mgm_lora.registry.gates import check_registrable
 from mgm_lora.registry.lock import hold_lock
+from mgm_lora.registry.model_links import ADAPTER_TYPE, link_models
 from mgm_lora.registry.packing import pack_model
 from mgm_lora.registry.records import PipelineRecord, RegistrationSources, read_pipeline
-from mgm_lora.registry.runs import Runs, link_model, quietly, write_runs
+from mgm_lora.registry.run_contents import model_params
+from mgm_lora.registry.runs import Runs, quietly, write_runs
 from mgm_lora.registry.store import Store, open_store, store_error
 from mgm_lora.registry.tags import DIGEST_TAG, make_tags
 from mgm_lora.settings import RegistrySettings
@@ -88,6 +90,7 @@ def _register(
         version = _create_version(store, name=registry.model_name, record=record, runs=runs, undo=undo)
     else:
         _renew_evidence(store, version=version, record=record)
+    link_models(store, record=record, runs=runs, registered=_model_id(version), undo=undo)
     for key, value in make_tags(record, parent_run=runs.parent).items():
         store.client.set_model_version_tag(version.name, version.version, key, value)
     registered = _describe(version, record=record, runs=runs)
@@ -121,14 +124,17 @@ def _create_version(store: Store, *, name: str, record: PipelineRecord, runs: Ru
             tags={DIGEST_TAG: record.adapter_digest},
         )
     undo.callback(quietly, client.delete_model_version, name, version.version)
-    link_model(store, run_id=run_id, model_id=model_id, arm=record.arms[record.sources.subject])
     return version
 
 
 def _upload_model(store: Store, *, record: PipelineRecord, run_id: str, undo: ExitStack) -> str:
     client = store.client
     logged = mlflow.initialize_logged_model(
-        name="adapter", source_run_id=run_id, experiment_id=store.experiment_id, model_type="lora-adapter"
+        name=record.sources.subject,
+        source_run_id=run_id,
+        experiment_id=store.experiment_id,
+        model_type=ADAPTER_TYPE,
+        params=model_params(record, record.sources.subject),
     )
     undo.callback(quietly, client.delete_logged_model, logged.model_id)
     with TemporaryDirectory(prefix="mgm-lora-") as folder:
@@ -145,11 +151,14 @@ def _renew_evidence(store: Store, *, version: ModelVersion, record: PipelineReco
     """The same adapter, in another comparison."""
     with TemporaryDirectory(prefix="mgm-lora-") as folder:
         write_evidence(record, folder=Path(folder) / FOLDER)
-        model_id = str(version.source).removeprefix("models:/")  # a server doesn't tell version.model_id
-        location = store.client.get_logged_model(model_id).artifact_location
+        location = store.client.get_logged_model(_model_id(version)).artifact_location
         get_artifact_repository(location, tracking_uri=store.tracking_uri).log_artifacts(
             folder
         )  # the client's own remembers old places
+
+
+def _model_id(version: ModelVersion) -> str:
+    return str(version.source).removeprefix("models:/")  # a server doesn't tell version.model_id
 
 
 def _ensure_registered_model(store: Store, name: str) -> None:

@@ -6,16 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Dataset, Metric, Param, Run
 
 from mgm_lora.registry.store import Store
+from mgm_lora.run_names import COST, HELDOUT_LOSS, LEARNING_RATE, TRAIN_LOSS
 
-PARENT_TAG = "mlflow.parentRunId"
-ARM_TAG = "mgm_lora.arm"
-KEY_TAG = "mgm_lora.training_key"
-EXPERIMENT_TAG = "mgm_lora.experiment"
-"""The DVC experiment that a training is of: a sweep's trial."""
-_CURVES = {"train": {"loss": "train_loss", "learning_rate": "learning_rate"}, "heldout": {"loss": "heldout_loss"}}
+_CURVES = {"train": {"loss": TRAIN_LOSS, "learning_rate": LEARNING_RATE}, "heldout": {"loss": HELDOUT_LOSS}}
+_LAST_OF_CURVES = {"train_loss": TRAIN_LOSS, "heldout_loss": HELDOUT_LOSS}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # what MLflow takes at once
 
 
@@ -53,12 +50,33 @@ def curve_metrics(history: Mapping[str, Sequence[Mapping[str, float]]]) -> list[
     ]
 
 
-def as_metrics(figures: Mapping[str, float], *, model_id: str | None = None) -> list[Metric]:
-    """Figures of a run as a whole."""
+def last_losses(cost: Mapping[str, float]) -> dict[str, float]:
+    """The ends of a training's curves, of its metrics/train, for where the curves aren't known."""
+    return {curve: cost[name] for name, curve in _LAST_OF_CURVES.items() if name in cost}
+
+
+def cost_figures(cost: Mapping[str, float]) -> dict[str, float]:
+    """What a training took, of its metrics/train: all but what its curves end with."""
+    return {f"{COST}/{name}": value for name, value in cost.items() if name not in _LAST_OF_CURVES}
+
+
+def as_metrics(
+    figures: Mapping[str, float], *, model_id: str | None = None, dataset: Dataset | None = None
+) -> list[Metric]:
+    """Figures of a run as a whole; those of a logged model too, where it is named, on a data set, where that is."""
     now = _now()
+    name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
     return [
-        Metric(re.sub(r"[^/\w.\- :]", "_", name), float(value), now, 0, model_id=model_id)
-        for name, value in figures.items()
+        Metric(
+            re.sub(r"[^/\w.\- :]", "_", figure),
+            float(value),
+            now,
+            0,
+            model_id=model_id,
+            dataset_name=name,
+            dataset_digest=digest,
+        )
+        for figure, value in figures.items()
     ]
 
 

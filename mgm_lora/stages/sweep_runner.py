@@ -17,7 +17,8 @@ from mgm_lora.artifacts import MANIFEST_NAME
 from mgm_lora.errors import RegistryError, SweepError, TrialInterruptedError
 from mgm_lora.registry.store import open_store
 from mgm_lora.registry.sweep_runs import History, write_sweep_runs
-from mgm_lora.settings import read_entries, read_settings
+from mgm_lora.run_names import trained_params
+from mgm_lora.settings import SeededTraining, read_entries, read_settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.experiments import (
     ExperimentEnd,
@@ -143,7 +144,13 @@ class SweepRunner:
             write_sweep(self.result, result_file(self.name))
         try:
             store = open_store(read_settings(paths.PARAMS).registry)
-            write_sweep_runs(store, result=self.result, histories=self._histories, files=list(files.values()))
+            write_sweep_runs(
+                store,
+                result=self.result,
+                params={trial.name: _params(trial) for trial in self.trials},
+                histories=self._histories,
+                files=list(files.values()),
+            )
         except RegistryError as error:
             logger.warning(
                 "the sweep's runs are not in MLflow: %s. `mgm-lora sweep %s` writes them when run again",
@@ -194,6 +201,12 @@ def report_files(name: str) -> dict[str, Path]:
 def result_file(name: str) -> Path:
     """Where the result of a sweep lies in which no trial waits."""
     return paths.SWEEP_RESULTS / f"{name}.json"
+
+
+def _params(trial: Trial) -> dict[str, str]:
+    """What its run is told apart by; a step's choices that are the plan's stay `auto` where its training didn't tell them."""
+    training = SeededTraining(**dict(trial.settings.training), seed=trial.seed)
+    return trained_params(trial.arm, arm=trial.settings.arm(trial.arm), training=training, step={})
 
 
 def _find(name: str) -> SweepDefinition:

@@ -22,7 +22,9 @@ from mgm_lora.memory.plan import GIB, MemoryPlan, allowed_bytes, describe_knobs,
 from mgm_lora.memory.search import smaller_plan
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.model.processor import MGMProcessor
+from mgm_lora.registry.datasets import HELDOUT, TRAIN, dataset_inputs, read_datasets
 from mgm_lora.registry.store import open_store
+from mgm_lora.run_names import trained_params
 from mgm_lora.settings import SeededTraining, Settings
 from mgm_lora.stages import paths
 from mgm_lora.stages.plan import planned, request_of
@@ -125,7 +127,7 @@ def _train_on_held_cards(settings: Settings, *, task: _Task, plan: MemoryPlan) -
         print(list_trainable(trainable), flush=True)
         _say_padding(_padding(task.training, data=data, knobs=plan.knobs), training=task.training)
     with _tracked(
-        settings, name=task.name, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)
+        settings, task=task, knobs=plan.knobs, sections=sections, key=origin.key, resume=has_checkpoints(checkpoints)
     ) as callbacks:
         figures = train_arm(
             trainable,
@@ -152,14 +154,16 @@ def _run_key(origin: Origin, *, knobs: StepKnobs) -> str:
 
 @contextmanager
 def _tracked(
-    settings: Settings, *, name: str, sections: dict[str, BaseModel], key: str, resume: bool
+    settings: Settings, *, task: _Task, knobs: StepKnobs, sections: dict[str, BaseModel], key: str, resume: bool
 ) -> Iterator[list[TrainerCallback]]:
     if not is_first_rank():
         yield []
         return
     with track_training(
-        name,
+        task.name,
         open_experiment=lambda: open_store(settings.registry).experiment_id,
+        params=trained_params(task.arm, arm=task.of, training=task.training, step=asdict(knobs)),
+        datasets=dataset_inputs(read_datasets(paths.SAMPLES, names=(TRAIN, HELDOUT)), is_trained=True),
         sections=sections,
         key=key,
         resume=resume,

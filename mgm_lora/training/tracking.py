@@ -8,52 +8,80 @@ where the store is: opening it is passed in.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import DatasetInput, Metric, Param, RunStatus
 from pydantic import BaseModel
 from transformers import TrainerCallback
 
+from mgm_lora.run_names import (
+    ARM,
+    EXPERIMENT_TAG,
+    GRADIENT_NORM,
+    HELDOUT_LOSS,
+    KEY_TAG,
+    LEARNING_RATE,
+    SETTINGS_FILE,
+    SPEED,
+    TRAIN_LOSS,
+    TRIAL,
+    name_tags,
+)
+
 logger = logging.getLogger(__name__)
 
-KEY_TAG = "mgm_lora.training_key"
-ARM_TAG = "mgm_lora.arm"
-EXPERIMENT_TAG = "mgm_lora.experiment"
-"""The DVC experiment that the training is of, where it is of one."""
 _EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # `dvc exp run` sets it for its stages
 _METRIC_NAMES = {
-    "loss": "train_loss",
-    "eval_loss": "heldout_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "gradient_norm",
+    "loss": TRAIN_LOSS,
+    "eval_loss": HELDOUT_LOSS,
+    "learning_rate": LEARNING_RATE,
+    "grad_norm": GRADIENT_NORM,
 }
 _FAIL_FAST = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # what MLflow takes at once
+_MAX_METRICS = 1000  # what MLflow takes at once
 
 
 @contextmanager
 def track_training(
-    arm: str, *, open_experiment: Callable[[], str], sections: Mapping[str, BaseModel], key: str, resume: bool
+    model: str,
+    *,
+    open_experiment: Callable[[], str],
+    params: Mapping[str, str],
+    sections: Mapping[str, BaseModel],
+    key: str,
+    resume: bool,
+    datasets: Sequence[DatasetInput] = (),
 ) -> Iterator["Tracker"]:
     """A run that is open during the block, and ends FINISHED, FAILED or KILLED as the block does.
 
     Args:
-        arm: the run's name.
+        model: the run's name: `lora-17`.
         open_experiment: points MLflow at its store and returns the experiment's id; may fail.
-        sections: settings that become the run's parameters.
+        params: what the run is told apart by, of `run_names.trained_params`.
+        sections: settings, kept in the run as a file.
         key: digest of all that the training is made from. Its manifest has it too, as `training_key`, so that
             registration finds the run; MLflow's own id can't be in a manifest, since it differs each time.
         resume: go on in the newest unfinished run with this key; for a training that goes on from a checkpoint.
+        datasets: what it learns from and is measured on.
     """
     tracker = Tracker()
-    tracker.open(arm, open_experiment=open_experiment, params=_flatten(sections), key=key, resume=resume)
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    tracker.open(
+        model,
+        open_experiment=open_experiment,
+        params=params,
+        settings=settings,
+        key=key,
+        resume=resume,
+        datasets=datasets,
+    )
     status = RunStatus.KILLED
     try:
         yield tracker
@@ -88,25 +116,35 @@ class Tracker:
             self._guard(self._send)
 
     def open(
-        self, arm: str, *, open_experiment: Callable[[], str], params: Mapping[str, str], key: str, resume: bool
+        self,
+        model: str,
+        *,
+        open_experiment: Callable[[], str],
+        params: Mapping[str, str],
+        settings: Mapping[str, Any],
+        key: str,
+        resume: bool,
+        datasets: Sequence[DatasetInput],
     ) -> None:
         """Opens the run."""
         for name, value in _FAIL_FAST.items():
             os.environ.setdefault(name, value)
 
         def start() -> None:
+            trial = _experiment_tag()
             experiment_id = open_experiment()
             run = mlflow.start_run(
                 run_id=_unfinished_run(experiment_id, key=key) if resume else None,
                 experiment_id=experiment_id,
-                run_name=arm,
-                tags={KEY_TAG: key, ARM_TAG: arm, **_experiment_tag()},
+                run_name=model,
+                tags={KEY_TAG: key, **name_tags(params, model=model, role=TRIAL if trial else ARM), **trial},
                 log_system_metrics=True,
             )
             self.run_id = run.info.run_id
-            entries = [Param(name, value) for name, value in params.items()]
-            for first in range(0, len(entries), _MAX_PARAMS):
-                mlflow.MlflowClient().log_batch(run.info.run_id, params=entries[first : first + _MAX_PARAMS])
+            client = mlflow.MlflowClient()
+            client.log_batch(run.info.run_id, params=[Param(name, value) for name, value in params.items()])
+            client.log_inputs(run.info.run_id, datasets=list(datasets))
+            client.log_dict(run.info.run_id, dict(settings), SETTINGS_FILE)
 
         self._guard(start)
 
@@ -164,9 +202,9 @@ class _Reporter(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         metrics = {_METRIC_NAMES[name]: value for name, value in (logs or {}).items() if name in _METRIC_NAMES}
-        if "train_loss" in metrics and self._busy_seconds:
+        if TRAIN_LOSS in metrics and self._busy_seconds:
             num_samples = self._num_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            metrics["samples_per_second"] = num_samples / self._busy_seconds
+            metrics[SPEED] = num_samples / self._busy_seconds
             self._busy_seconds, self._num_steps = 0.0, 0
         if metrics and state.is_world_process_zero:
             self._tracker.log(metrics, step=state.global_step)
@@ -182,14 +220,3 @@ def _unfinished_run(experiment_id: str, *, key: str) -> str | None:
         [experiment_id], f"tags.`{KEY_TAG}` = '{key}'", order_by=["attributes.start_time DESC"], max_results=1
     )
     return runs[0].info.run_id if runs and runs[0].info.status != "FINISHED" else None
-
-
-def _flatten(sections: Mapping[str, BaseModel]) -> dict[str, str]:
-    def leaves(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict):
-            for name, entry in value.items():
-                yield from leaves(f"{prefix}.{name}", entry)
-        else:
-            yield prefix, str(value)
-
-    return dict(leaf for name, section in sections.items() for leaf in leaves(name, section.model_dump(mode="json")))

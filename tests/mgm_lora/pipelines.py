@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mgm_lora.arm_settings import LoraSettings, PointSettings
+from mgm_lora.arm_settings import FullSettings, LoraSettings, PointSettings
 from mgm_lora.artifacts import CONTRACT_CHECKS, Manifest, digest_file, digest_folder, write_json, write_manifest
 from mgm_lora.data.llava import Turn
 from mgm_lora.data.table import Sample, write_samples
@@ -23,9 +23,16 @@ from mgm_lora.lora.injection import inject_adapter_
 from mgm_lora.model.answering import Question, answer_questions
 from mgm_lora.model.base import Base, find_base
 from mgm_lora.registry.records import RegistrationSources
-from mgm_lora.settings import BaseSettings, DataSettings, EvaluationSettings, RegistrySettings
+from mgm_lora.settings import (
+    BaseSettings,
+    DataSettings,
+    EvaluationSettings,
+    RegistrySettings,
+    SeededTraining,
+    read_settings,
+)
 
-from ..small_project import write_params
+from ..small_project import ROOT, write_params
 
 WORSE, BETTER = 5, 6
 NUM_HELDOUT, NUM_KNOWN, NUM_TRAIN = 40, 10, 8
@@ -103,9 +110,9 @@ def write_adapter(root: Path, *, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_adapter(_adapted(base, seed=seed), folder=folder)
     write_json(folder / "history.json", HISTORY)
-    sections = {"base": base_settings(Path()), "data": _DATA, "arm": _LORA}
+    sections = {"base": base_settings(Path()), "data": _DATA, "arm": _LORA, "training": training_settings(WORSE)}
     identity = {"model": "data/base", "revision": None, "digest": base.digest}
-    details = {"training_key": f"lora-{seed}", "contract": {"held": list(CONTRACT_CHECKS)}}
+    details = {"training_key": f"lora-{seed}", "step": _STEP, "contract": {"held": list(CONTRACT_CHECKS)}}
     parents = {"samples": digest_folder(root / SOURCES.samples)}
     manifest = Manifest.make(
         "TrainedAdapter", settings=sections, parents=parents, base=identity, seed=seed, details=details
@@ -157,6 +164,13 @@ def base_settings(root: Path) -> BaseSettings:
     return BaseSettings(model=str(root / "data/base"), dtype="float32")
 
 
+def training_settings(seed: int) -> SeededTraining:
+    """The project's own section, for one seed."""
+    return SeededTraining(**dict(read_settings(ROOT / "params.yaml").training), seed=seed)
+
+
+_STEP = {"micro_batch_size": 8, "checkpointing": [], "optimizer": "adamw", "quantization": "none"}
+_FULL = FullSettings(learning_rate=5e-4, parts=("language_model", "projector"))
 _POINT, _OFF = PointSettings(mode="lora", rank=4, alpha=64.0), PointSettings(mode="off")
 _LORA = LoraSettings(
     learning_rate=1e-3,
@@ -241,6 +255,6 @@ def _answers(model: Any, *, base: Base, samples: list[Sample], root: Path) -> li
 def _write_full(folder: Path) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "history.json", HISTORY)
-    settings = {"base": base_settings(Path())}
-    details = {"training_key": "full-5"}
+    settings = {"base": base_settings(Path()), "data": _DATA, "arm": _FULL, "training": training_settings(WORSE)}
+    details = {"training_key": "full-5", "step": _STEP}
     write_manifest(folder, Manifest.make("TrainedModel", settings=settings, parents={}, seed=5, details=details))

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mgm_lora.errors import SettingsError, SweepError, TrialInterruptedError
-from mgm_lora.registry.writing import EXPERIMENT_TAG
+from mgm_lora.run_names import EXPERIMENT_TAG, PARAM_NAMES
 from mgm_lora.settings import read_entries, read_settings
 from mgm_lora.stages import sweep
 from mgm_lora.stages.sweep_runner import plan_sweep
@@ -147,8 +147,11 @@ def test_every_trial_is_a_child_run_of_the_sweep(swept: Swept) -> None:
         child = children[trial.name]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.params["sweep.rate"] == str(trial.choices["rate"])
-        assert child.data.metrics["training/heldout_loss"] == trial.loss
-        assert child.data.metrics["heldout_loss"] == trial.loss  # the curve's last
+        assert child.data.metrics["heldout/loss"] == trial.loss  # the curve's last
+        assert child.data.metrics["cost/minutes"] == trial.figures["minutes"]
+        assert child.data.params.keys() == {*PARAM_NAMES, "sweep.rate"}
+        assert child.data.params["learning_rate"] == str(trial.choices["rate"])
+        assert child.data.tags["role"] == "trial"
 
 
 def test_project_itself_stays_as_it_was(swept: Swept) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from mlflow.entities import Run
+from mlflow.entities import Dataset, DatasetInput, Run
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from werkzeug.serving import make_server
 
@@ -22,6 +22,8 @@ from mgm_lora.settings import SeededTraining
 from mgm_lora.training.arms import TrainingData
 from mgm_lora.training.tracking import Tracker, track_training
 from mgm_lora.training.trainer import TrainingHistory, run_training
+
+PARAMS = {"arm": "lora", "seed": "3", "kind": "lora", "rank": "4"}
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,14 @@ def opener(uri: str) -> Callable[[], str]:
     def open_experiment() -> str:
         mlflow.set_tracking_uri(uri)
         found = mlflow.MlflowClient().get_experiment_by_name("test")
-        return str(found.experiment_id if found else mlflow.MlflowClient().create_experiment("test"))
+        return str(found.experiment_id if found else mlflow.MlflowClient().create_experiment("test", _artifacts(uri)))
 
     return open_experiment
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside the file; a server has a place of its own."""
+    return f"{uri.rpartition('/')[0].removeprefix('sqlite:///')}/artifacts" if uri.startswith("sqlite") else None
 
 
 def curve(run_id: str, name: str) -> list[tuple[int, float]]:
@@ -90,17 +97,33 @@ def test_run_has_the_history_the_settings_and_the_machines_load(
     store: str, train: Callable[..., TrainingHistory], training: SeededTraining, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.3")
-    sections = {"training": training}
-    with track_training("lora", open_experiment=opener(store), sections=sections, key="k", resume=False) as tracker:
+    read = DatasetInput(Dataset("train", "abc", "local", "{}"), [])
+    with track_training(
+        "lora-3",
+        open_experiment=opener(store),
+        params=PARAMS,
+        sections={"training": training},
+        key="k",
+        resume=False,
+        datasets=[read],
+    ) as tracker:
         history = train(tracker)
     run = get_run(tracker)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "lora"
-    assert run.data.params["training.num_epochs"] == "2.0"
-    assert curve(run.info.run_id, "train_loss") == [(row["step"], row["loss"]) for row in history.train]
-    assert curve(run.info.run_id, "heldout_loss") == [(row["step"], row["loss"]) for row in history.heldout]
-    assert curve(run.info.run_id, "learning_rate") == [(row["step"], row["learning_rate"]) for row in history.train]
-    assert len(curve(run.info.run_id, "samples_per_second")) == len(history.train)
+    assert run.info.run_name == "lora-3"
+    assert run.data.params == PARAMS
+    tags = {name: run.data.tags[name] for name in ("arm", "seed", "kind", "role", "mgm_lora.model")}
+    assert tags == {"arm": "lora", "seed": "3", "kind": "lora", "role": "arm", "mgm_lora.model": "lora-3"}
+    settings = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/settings.json")
+    assert settings["training"] == training.model_dump(mode="json")
+    [read] = run.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("train", "abc")
+    assert curve(run.info.run_id, "train/loss") == [(row["step"], row["loss"]) for row in history.train]
+    assert curve(run.info.run_id, "heldout/loss") == [(row["step"], row["loss"]) for row in history.heldout]
+    assert curve(run.info.run_id, "train/learning_rate") == [
+        (row["step"], row["learning_rate"]) for row in history.train
+    ]
+    assert len(curve(run.info.run_id, "train/samples_per_second")) == len(history.train)
     assert any(name.startswith("system/cpu") for name in run.data.metrics)
 
 
@@ -113,7 +136,9 @@ def test_speed_leaves_out_the_time_of_evaluations(store: str, tmp_path: Path) ->
         report_to=[],
     )
     state, control = TrainerState(global_step=2), TrainerControl()
-    with track_training("lora", open_experiment=opener(store), sections={}, key="speed", resume=False) as tracker:
+    with track_training(
+        "lora", open_experiment=opener(store), params=PARAMS, sections={}, key="speed", resume=False
+    ) as tracker:
         [reporter] = tracker.callbacks
         reporter.on_train_begin(arguments, state, control)
         for _ in range(2):
@@ -122,7 +147,7 @@ def test_speed_leaves_out_the_time_of_evaluations(store: str, tmp_path: Path) ->
             time.sleep(0.4)
             reporter.on_evaluate(arguments, state, control)
         reporter.on_log(arguments, state, control, logs={"loss": 1.0})
-    [(step, speed)] = curve(str(tracker.run_id), "samples_per_second")
+    [(step, speed)] = curve(str(tracker.run_id), "train/samples_per_second")
     assert step == 2
     assert 16 / 0.5 < speed <= 16 / 0.1
 
@@ -134,7 +159,9 @@ def test_unreachable_server_costs_one_warning_and_no_training(
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     started = time.monotonic()
-    with track_training("lora", open_experiment=opener(address), sections={}, key="k", resume=False) as tracker:
+    with track_training(
+        "lora", open_experiment=opener(address), params=PARAMS, sections={}, key="k", resume=False
+    ) as tracker:
         waited = time.monotonic() - started
         history = train(tracker)
     assert waited < 10
@@ -155,7 +182,7 @@ def test_default_patience_with_a_closed_port_is_seconds_not_minutes(
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     started = time.monotonic()
-    with track_training("lora", open_experiment=opener(address), sections={}, key="k", resume=False):
+    with track_training("lora", open_experiment=opener(address), params=PARAMS, sections={}, key="k", resume=False):
         pass
     assert time.monotonic() - started < 10
 
@@ -163,14 +190,16 @@ def test_default_patience_with_a_closed_port_is_seconds_not_minutes(
 def test_figures_of_a_lost_server_are_sent_when_it_is_back(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = _Server(store, monkeypatch)
     server.start()
-    with track_training("lora", open_experiment=opener(server.address), sections={}, key="k", resume=False) as tracker:
-        tracker.log({"train_loss": 3.0}, step=1)
+    with track_training(
+        "lora", open_experiment=opener(server.address), params=PARAMS, sections={}, key="k", resume=False
+    ) as tracker:
+        tracker.log({"train/loss": 3.0}, step=1)
         server.stop()
-        tracker.log({"train_loss": 2.0}, step=2)
-        tracker.log({"train_loss": 1.0}, step=3)
+        tracker.log({"train/loss": 2.0}, step=2)
+        tracker.log({"train/loss": 1.0}, step=3)
         server.start()
     assert get_run(tracker).info.status == "FINISHED"
-    assert curve(str(tracker.run_id), "train_loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert curve(str(tracker.run_id), "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     server.stop()
 
 
@@ -179,9 +208,11 @@ def test_run_whose_figures_are_not_all_there_is_not_called_finished(
 ) -> None:
     server = _Server(store, monkeypatch)
     server.start()
-    with track_training("lora", open_experiment=opener(server.address), sections={}, key="k", resume=False) as tracker:
+    with track_training(
+        "lora", open_experiment=opener(server.address), params=PARAMS, sections={}, key="k", resume=False
+    ) as tracker:
         server.stop()
-        tracker.log({"train_loss": 2.0}, step=2)
+        tracker.log({"train/loss": 2.0}, step=2)
     server.start()
     assert get_run(tracker).info.status != "FINISHED"
     server.stop()
@@ -190,7 +221,9 @@ def test_run_whose_figures_are_not_all_there_is_not_called_finished(
 def test_failing_training_fails_its_run_and_its_error_passes(store: str) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        track_training("lora", open_experiment=opener(store), sections={}, key="k", resume=False) as tracker,
+        track_training(
+            "lora", open_experiment=opener(store), params=PARAMS, sections={}, key="k", resume=False
+        ) as tracker,
     ):
         raise ZeroDivisionError
     assert get_run(tracker).info.status == "FAILED"
@@ -198,20 +231,20 @@ def test_failing_training_fails_its_run_and_its_error_passes(store: str) -> None
 
 def test_resumed_training_goes_on_in_its_run(store: str) -> None:
     def track(key: str, *, resume: bool) -> Any:
-        return track_training("lora", open_experiment=opener(store), sections={}, key=key, resume=resume)
+        return track_training("lora", open_experiment=opener(store), params=PARAMS, sections={}, key=key, resume=resume)
 
     with pytest.raises(KeyboardInterrupt), track("k", resume=False) as first:  # noqa: PT012
-        first.log({"train_loss": 3.0}, step=1)
+        first.log({"train/loss": 3.0}, step=1)
         raise KeyboardInterrupt
     assert get_run(first).info.status == "KILLED"
     with track("other", resume=True) as other:
         pass
     with track("k", resume=True) as second:
-        second.log({"train_loss": 2.0}, step=2)
+        second.log({"train/loss": 2.0}, step=2)
     with track("k", resume=True) as third:
         pass
     assert second.run_id == first.run_id
-    assert curve(str(first.run_id), "train_loss") == [(1, 3.0), (2, 2.0)]
+    assert curve(str(first.run_id), "train/loss") == [(1, 3.0), (2, 2.0)]
     assert get_run(second).info.status == "FINISHED"
     assert len({first.run_id, other.run_id, third.run_id}) == 3
 
