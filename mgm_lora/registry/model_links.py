@@ -46,7 +46,8 @@ def link_models(store: Store, *, record: PipelineRecord, runs: Runs, registered:
 def _linked(store: Store, *, run_id: str) -> set[str]:
     """The models that are there still: one that a failed registration took back has left its link."""
     there = set()
-    for output in store.client.get_run(run_id).outputs.model_outputs:
+    outputs = store.client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else ():
         with suppress(MlflowException):
             there.add(store.client.get_logged_model(output.model_id).model_id)
     return there
