@@ -232,7 +232,8 @@ def committed(project: Path, tmp_path: Path) -> Path:
     run_in(project, ["dvc", "repro"])
     root = tmp_path / "committed"
     shutil.copytree(project, root, symlinks=True)
-    (root / ".gitignore").write_text("__pycache__/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
+    with (root / ".gitignore").open("a") as ignored:  # DVC has put the data there
+        ignored.write("__pycache__/\n/mlflow.db*\n/mlartifacts/\n/build/\n")
     add_sweep(root, "ranks", SWEEP)
     commit(root)
     return root
@@ -259,11 +260,11 @@ def test_killed_sweep_goes_on_from_its_trials_checkpoint(committed: Path) -> Non
     commit(committed)
     sweep = [sys.executable, "-m", "mgm_lora", "sweep", "ranks"]
     checkpoints = committed / "build/sweeps/ranks/project/build/checkpoints"
-    with (committed / "build/killed.log").open("w") as log:
+    with (committed.parent / "killed.log").open("w") as log:
         process = subprocess.Popen(sweep, cwd=committed, env=environment(), stdout=log, stderr=log)
     try:
         while not list(checkpoints.glob("*/checkpoint-*/digests.json")):
-            assert process.poll() is None, (committed / "build/killed.log").read_text()[-3000:]
+            assert process.poll() is None, (committed.parent / "killed.log").read_text()[-3000:]
             time.sleep(0.05)
     finally:
         process.kill()
