@@ -3,8 +3,8 @@
 Why a copy, and not the project itself or `dvc exp run --queue`: DVC stashes and resets the folder that an experiment is made in, so a kill at the
 wrong moment leaves a user's changes in a stash and HEAD detached; what the user edits meanwhile gets into the next trial; and a worker of the queue
 that is killed leaves a trial that DVC calls Running until a person tells it to end it, and that no other worker takes up (docs/sweeps.md has
-what was seen). The copy is a clone at the commit, with the project's own DVC cache: data are links, checkpoints and unchanged stages stay from trial to
-trial, and a finished experiment is fetched into the project, where `dvc exp show` lists it. It doesn't know how trials are chosen.
+what was seen). The copy is a clone at the commit, with the project's own DVC cache: data are links, checkpoints and unchanged stages stay from
+trial to trial, and a finished experiment is fetched into the project, where `dvc exp show` lists it. It doesn't know how trials are chosen.
 """
 
 import json
