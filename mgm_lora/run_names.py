@@ -122,7 +122,7 @@ def _of_adapter(arm: LoraSettings) -> dict[str, str]:
 
 
 def _of_whole(arm: FullSettings) -> dict[str, str]:
-    rates = {name: _text(rate) for name, rate in arm.learning_rates.items()}
+    rates: dict[str, str] = {name: _text(rate) for name, rate in arm.learning_rates.items()}
     return {"whole_parts": _listed(arm.parts), "other_learning_rates": _by_name(rates)}
 
 
