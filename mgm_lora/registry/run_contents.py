@@ -12,11 +12,11 @@ from mgm_lora.arm_settings import ArmSettings, FullSettings, LoraSettings
 from mgm_lora.registry.records import BASE, MERGED, PipelineRecord
 from mgm_lora.registry.writing import cost_figures, numbers
 from mgm_lora.run_names import trained_params, untrained_params
-from mgm_lora.settings import REFERENCE, SeededTraining
+from mgm_lora.settings import REFERENCE, SUBJECT, SeededTraining
 
 _ARM: TypeAdapter[LoraSettings | FullSettings] = TypeAdapter(ArmSettings)
-_OF_ARMS = ("score", "retention", "forgetting")
-"""Of each arm, in the parent's own figures; its table has all."""
+_OF_SUBJECT = ("score", "retention", "forgetting")
+"""With their intervals, in the parent's own figures. Those of each arm would be a section of MLflow's charts each: they are in the table."""
 
 
 def model_params(record: PipelineRecord, name: str) -> dict[str, str]:
@@ -47,15 +47,10 @@ def model_figures(record: PipelineRecord, name: str) -> dict[str, float]:
 
 
 def comparison_figures(comparison: Mapping[str, Any]) -> dict[str, float]:
-    """The comparison's own figures, and those of each arm that parents are compared by."""
-    own = numbers({name: value for name, value in comparison.items() if name != "arms"})
-    arms = comparison.get("arms", {})
-    return own | {
-        f"arms/{arm}/{name}": float(figures[name])
-        for arm, figures in arms.items()
-        for name in _OF_ARMS
-        if name in figures
-    }
+    """What comparisons are compared by: the figures of LoRA over all seeds."""
+    figures = comparison.get("arms", {}).get(SUBJECT, {})
+    names = [f"{name}{end}" for name in _OF_SUBJECT for end in ("", "_low", "_high")]
+    return {name: float(figures[name]) for name in names if name in figures}
 
 
 def arms_table(comparison: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -30,7 +30,7 @@ from mgm_lora.run_names import (
 )
 
 IDENTITY_TAG = "mgm_lora.identity"
-ARMS_FILE = "arms.json"
+ARMS_FILE, COMPARISON_FILE = "arms.json", "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def write_runs(store: Store, *, record: PipelineRecord, undo: ExitStack) -> Runs
         name: _write_arm(store, arm=arm, parent=parent, record=record, undo=undo) for name, arm in record.arms.items()
     }
     client.log_batch(parent, metrics=as_metrics(comparison_figures(record.comparison)))
+    client.log_dict(parent, dict(record.comparison), COMPARISON_FILE)
     client.log_table(parent, arms_table(record.comparison), ARMS_FILE)
     client.log_inputs(parent, datasets=dataset_inputs(record.datasets, is_trained=True))
     client.log_artifact(parent, str(record.sources.report))

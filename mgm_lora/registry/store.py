@@ -30,6 +30,8 @@ ARTIFACTS_NAME = "mlartifacts"
 FOLDER_VARIABLE = "MGM_LORA_STORE_FOLDER"
 """Names the folder that a SQLite store's relative path starts from; none: the current one. A sweep's trials run in a copy of the project and
 write into the project's own store by it."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""So that MLflow's pages show runs, curves and models, not those for traces of language models."""
 _PATH_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -153,7 +155,7 @@ def _create_experiment(client: mlflow.MlflowClient, *, name: str, database: Path
         folder.mkdir(exist_ok=True)
         location = str(folder)
     try:
-        experiment_id = client.create_experiment(name, artifact_location=location)
+        experiment_id = client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException:
         made_by_another = client.get_experiment_by_name(name)
         if made_by_another is None:

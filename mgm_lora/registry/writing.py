@@ -65,7 +65,6 @@ def as_metrics(
 ) -> list[Metric]:
     """Figures of a run as a whole; those of a logged model too, where it is named, on a data set, where that is."""
     now = _now()
-    name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
     return [
         Metric(
             re.sub(r"[^/\w.\- :]", "_", figure),
@@ -73,8 +72,8 @@ def as_metrics(
             now,
             0,
             model_id=model_id,
-            dataset_name=name,
-            dataset_digest=digest,
+            dataset_name=dataset.name if dataset else None,
+            dataset_digest=dataset.digest if dataset else None,
         )
         for figure, value in figures.items()
     ]

@@ -232,8 +232,8 @@ def test_parent_has_data_report_checks_lock_and_comparison(
     parent = MlflowClient().get_run(registered.parent_run_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["retention"] == 0.97
-    assert parent.data.metrics["arms/lora/score"] == 0.5
-    assert "arms/lora/score_low" not in parent.data.metrics  # in the table, where it doesn't crowd the list of runs
+    assert (parent.data.metrics["score"], parent.data.metrics["score_low"]) == (0.5, 0.4)
+    assert not any(name.startswith("arms/") for name in parent.data.metrics)  # a section of charts each: in the table
     table = MlflowClient().load_table(parent.info.experiment_id, "arms.json", run_ids=[parent.info.run_id])
     assert table.loc[0, ["arm", "score", "score_low"]].to_list() == ["lora", 0.5, 0.4]
     assert parent.data.tags["role"] == "pipeline"
@@ -244,6 +244,12 @@ def test_parent_has_data_report_checks_lock_and_comparison(
     assert (folder / "comparison.html").read_bytes() == sources.report.read_bytes()
     assert (folder / "data_docs" / "index.html").is_file()
     assert (folder / "dvc.lock").read_bytes() == sources.lock.read_bytes()
+
+
+def test_pages_are_those_for_models(registered: RegisteredVersion) -> None:
+    experiment = MlflowClient().get_experiment_by_name("mgm-lora")
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_arm_without_training_saw_no_training_data(registered: RegisteredVersion) -> None:
