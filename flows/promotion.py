@@ -30,7 +30,9 @@ def promotion(version: str = "challenger", reason: str = "", dry_run: bool = Fal
         dry_run: Judge it, show how it stands, and change nothing.
     """
     end_with_worker()
-    return promote(version, reason=reason, dry_run=dry_run, return_state=True)
+    state = promote(version, reason=reason, dry_run=dry_run, return_state=True)
+    # of its own: Prefect would count a task's state instead of telling it
+    return State(type=state.type, name=state.name, message=state.message)
 
 
 @task(

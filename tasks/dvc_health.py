@@ -72,7 +72,8 @@ def check_locks(root: Path) -> Finding:
             f"left by {named}, which has ended: another program that gets the number blocks",
             remove,
         )
-    return Finding("DVC locks", "ok", f"{len(holders)} held by processes that are at work" if holders else "none")
+    working = len({each["pid"] for each in holders})
+    return Finding("DVC locks", "ok", f"held by {working} dvc at work" if working else "none")
 
 
 def _try_remote(remote: SharedRemote) -> Finding:

@@ -67,7 +67,7 @@ def test_lock_of_a_stage_that_runs_is_well_and_left_by_a_dead_dvc_is_wrong(proje
         dvc.wait()
     left = check_locks(project)
 
-    assert (working.state, "1 held" in working.found) == ("ok", True)
+    assert (working.state, "by 1 dvc at work" in working.found) == ("ok", True)
     assert (left.state, f"process {dvc.pid} " in left.found) == ("wrong", True)
     assert "rm .dvc/tmp/rwlock" in left.advice
     # its number given to another program
