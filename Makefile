@@ -39,7 +39,7 @@ demo: install ## the whole pipeline on the embedded data, then its table and whe
 	@"$(BIN)/dvc" repro --pull
 	@"$(BIN)/python" -m mgm_lora summary
 
-compare: install ## every variant of LoRA beside the full fine-tune, three seeds each (half an hour; changes params.yaml, and says so)
+compare: install ## every variant of LoRA beside the full fine-tune, three seeds each (an hour on one core, less on two; changes params.yaml, and says so)
 	@"$(BIN)/python" -m mgm_lora preset comparison
 	@"$(BIN)/dvc" repro --pull --keep-going || "$(BIN)/python" -m mgm_lora compare --allow-failed
 	@"$(BIN)/python" -m mgm_lora summary
