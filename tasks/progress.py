@@ -77,9 +77,8 @@ class ProgressArtifact:
             if self._id is None:
                 key = f"progress-{artifact_key(self._stage)}"
                 made = create_progress_artifact(percent, key=key, description=words)
-                self._id = (
-                    made if isinstance(made, UUID) else None
-                )  # a coroutine only where there is an event loop, which here is none
+                # a coroutine only where there is an event loop, which here is none
+                self._id = made if isinstance(made, UUID) else None
             else:
                 update_progress_artifact(self._id, percent, description=words)
         except httpx.HTTPError as error:  # the server is away: the stage goes on without it
