@@ -18,7 +18,7 @@ LOADED = (
     *PACKAGE.glob("*.py"),
     *(path for name in ("model", "lora", "serving") for path in PACKAGE.glob(f"{name}/*.py")),
 )
-DOORWAYS = ("__main__", "cli", "invocation", "registry_tools", "sweep_tools", "tools")
+DOORWAYS = ("__main__", "cli", "invocation", "registry_tools", "service_tools", "sweep_tools", "tools")
 LOADED = tuple(path for path in LOADED if path.stem not in DOORWAYS)
 
 
