@@ -80,7 +80,8 @@ def own_command(version: str, *, port: int) -> list[str]:
 def environment(limits: dict[str, Any]) -> dict[str, str]:
     """Of a server's process."""
     return {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        # an earlier test of this process may have named a store by its variables
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH" and "MLFLOW" not in name},
         "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONDONTWRITEBYTECODE": "1",
