@@ -11,9 +11,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
 
-from mgm_lora.errors import RegistryError
 from mgm_lora.registry.store import Store
 from mgm_lora.registry.writing import (
     as_metrics,
@@ -54,23 +52,8 @@ def write_sweep_runs(
         files: what is kept with the parent.
 
     Raises:
-        RegistryError: the store didn't take it.
+        MlflowException: the store didn't take it.
     """
-    try:
-        return _write(store, result=result, params=params, histories=histories, files=files)
-    except MlflowException as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RegistryError(f"MLflow's store '{store.tracking_uri}' didn't take the sweep's runs: {told}") from error
-
-
-def _write(
-    store: Store,
-    *,
-    result: SweepResult,
-    params: Mapping[str, Params],
-    histories: Mapping[str, History],
-    files: Sequence[Path],
-) -> str:
     client = store.client
     run = _parent(store, result)
     parent = str(run.info.run_id)

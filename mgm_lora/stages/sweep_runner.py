@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mgm_lora.artifacts import MANIFEST_NAME
 from mgm_lora.errors import RegistryError, SweepError, TrialInterruptedError
-from mgm_lora.registry.store import open_store
+from mgm_lora.registry.store import open_store, telling_store_errors
 from mgm_lora.registry.sweep_runs import History, write_sweep_runs
 from mgm_lora.run_names import trained_params
 from mgm_lora.settings import SeededTraining, read_entries, read_settings
@@ -143,14 +143,15 @@ class SweepRunner:
         if not self.result.count("waiting"):
             write_sweep(self.result, result_file(self.name))
         try:
-            store = open_store(read_settings(paths.PARAMS).registry)
-            write_sweep_runs(
-                store,
-                result=self.result,
-                params={trial.name: _params(trial) for trial in self.trials},
-                histories=self._histories,
-                files=list(files.values()),
-            )
+            registry = read_settings(paths.PARAMS).registry
+            with telling_store_errors("write the sweep's runs", registry=registry):
+                write_sweep_runs(
+                    open_store(registry),
+                    result=self.result,
+                    params={trial.name: _params(trial) for trial in self.trials},
+                    histories=self._histories,
+                    files=list(files.values()),
+                )
         except RegistryError as error:
             logger.warning(
                 "the sweep's runs are not in MLflow: %s. `mgm-lora sweep %s` writes them when run again",

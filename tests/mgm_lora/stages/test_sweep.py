@@ -261,6 +261,27 @@ def test_trouble_of_the_machine_stops_the_sweep_and_leaves_the_trial_waiting(pro
     assert states(plan_sweep("rates").result) == ["waiting"] * 3
 
 
+def test_store_that_is_away_costs_no_trial_and_gets_the_runs_from_the_next_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    params = project / "params.yaml"
+    there = params.read_text()
+    params.write_text(there.replace("sqlite:///mlflow.db", "http://127.0.0.1:9"))
+    commit(project)
+
+    assert states(run()) == ["done"] * 3
+    assert "the sweep's runs are not in MLflow" in caplog.text
+    assert "doesn't answer" in caplog.text
+    assert all_runs(project) == []
+
+    params.write_text(there)
+    commit(project)
+    assert states(run()) == ["done"] * 3
+    assert len(all_runs(project)) == 4
+    assert len(trained_rates(project)) == 3
+
+
 def test_commit_of_something_else_changes_no_trial_and_one_of_the_code_changes_all(swept_project: Path) -> None:
     commit(swept_project)  # the notes and the reports
     assert states(plan_sweep("rates").result) == ["done"] * 3
